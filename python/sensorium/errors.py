@@ -1,0 +1,25 @@
+"""Exceptions. Each inherits what a user would catch anyway: ``except ValueError`` still works."""
+
+
+class SensoriumError(Exception):
+    """Base of everything that sensorium raises on purpose."""
+
+
+class ArgumentError(SensoriumError, ValueError):
+    """An argument has a value that the function cannot use."""
+
+
+class ShapeError(ArgumentError):
+    """An array has a wrong number of dimensions or a wrong size."""
+
+
+class DTypeError(SensoriumError, TypeError):
+    """An array has an element type that the function does not take."""
+
+
+class ManifestError(ArgumentError):
+    """A manifest has a row that cannot be read."""
+
+
+class CheckpointError(ArgumentError):
+    """A model file is damaged, hostile, or not a model file."""

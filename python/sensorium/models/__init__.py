@@ -1,0 +1,1 @@
+"""Models: parameters in a nested dict, and functions of them."""

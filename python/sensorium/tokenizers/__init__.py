@@ -1,0 +1,1 @@
+"""Tokenisers: text, images and sound to discrete tokens and back."""

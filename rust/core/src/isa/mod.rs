@@ -1,0 +1,318 @@
+//! Instruction sets, chosen at run time: one wheel runs everywhere and uses what the processor has.
+//!
+//! A kernel is a struct with a generic [`Kernel::run`]; [`Float::dispatch`](crate::Float::dispatch) runs it
+//! compiled under `#[target_feature]` for the level in force. Everything between the dispatch and the
+//! intrinsics is `#[inline(always)]`, so that it is compiled with those features too: a plain function or a
+//! loop left to the compiler inside `run` is vectorised for the level as well.
+//!
+//! | level | `f32` lanes | multiply-add | compiled on |
+//! |---|---|---|---|
+//! | `baseline` | 4, plain arrays | two roundings | every target |
+//! | `neon` | 4, plain arrays (NEON is in the `AArch64` baseline) | fused | aarch64 |
+//! | `avx2` | 8 | fused | `x86_64` |
+//! | `avx512` | 16 | fused | `x86_64` |
+//!
+//! `SENSORIUM_ISA` caps the level at start; [`set_level`] does so in a running process (tests use it to cover
+//! every path). Results may differ between levels by rounding; they never differ between thread counts.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::{Error, Float, Result};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+pub use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+/// A kernel, generic over the vector instructions it is compiled for.
+pub trait Kernel<T: Float> {
+    /// What the kernel returns.
+    type Output;
+    /// The kernel's body; implementations are `#[inline(always)]`.
+    fn run<S: Simd<T>>(self, simd: S) -> Self::Output;
+}
+
+/// Vector operations over lanes of `T`. A value of the type proves that the processor has the instructions.
+pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
+    /// Elements in a vector.
+    const LANES: usize;
+    /// Vector registers of the instruction set: what bounds a register tile.
+    const REGISTERS: usize;
+    /// A vector.
+    type V: Copy;
+    /// One truth value a lane.
+    type M: Copy;
+
+    /// All lanes `x`.
+    fn splat(self, x: T) -> Self::V;
+    /// First `LANES` elements of `src`.
+    ///
+    /// # Panics
+    /// Where `src` is shorter.
+    #[inline(always)]
+    fn load(self, src: &[T]) -> Self::V {
+        let src = &src[..Self::LANES];
+        // SAFETY: the slice has LANES elements.
+        unsafe { self.load_ptr(src.as_ptr()) }
+    }
+    /// `LANES` elements from `src`, which need not be aligned.
+    ///
+    /// # Safety
+    /// `src` is readable for `LANES` elements.
+    unsafe fn load_ptr(self, src: *const T) -> Self::V;
+    /// At most `LANES` elements of `src`, the rest filled up.
+    fn load_head(self, src: &[T], fill: T) -> Self::V;
+    /// Writes the first `LANES` elements of `dst`.
+    ///
+    /// # Panics
+    /// Where `dst` is shorter.
+    #[inline(always)]
+    fn store(self, dst: &mut [T], v: Self::V) {
+        let dst = &mut dst[..Self::LANES];
+        // SAFETY: the slice has LANES elements.
+        unsafe { self.store_ptr(dst.as_mut_ptr(), v) }
+    }
+    /// Writes `LANES` elements at `dst`, which need not be aligned.
+    ///
+    /// # Safety
+    /// `dst` is writable for `LANES` elements.
+    unsafe fn store_ptr(self, dst: *mut T, v: Self::V);
+    /// Writes at most `LANES` elements of `dst`.
+    fn store_head(self, dst: &mut [T], v: Self::V);
+
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, fused where the level fuses.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c - a * b`, fused where the level fuses.
+    fn neg_mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Square root.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// Nearest integer, ties to even; `|a| < 2^22` (`f32`) or `2^51` (`f64`).
+    fn round(self, a: Self::V) -> Self::V;
+    /// `2^a` for integral `a` within the exponents of normal numbers.
+    fn pow2(self, a: Self::V) -> Self::V;
+    /// Where `a < b`.
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M;
+    /// `yes` where `mask`, else `no`.
+    fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
+    /// Sum of the lanes, by halves: the order is fixed for a level.
+    fn reduce_sum(self, a: Self::V) -> T;
+    /// Largest lane.
+    fn reduce_max(self, a: Self::V) -> T;
+}
+
+/// An instruction-set level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// What every processor of the target has.
+    Baseline = 1,
+    /// 128-bit NEON with fused multiply-add.
+    Neon = 2,
+    /// 256-bit AVX2 with FMA.
+    Avx2 = 3,
+    /// 512-bit AVX-512 F, BW, DQ, VL.
+    Avx512 = 4,
+}
+
+impl Level {
+    /// Name as `SENSORIUM_ISA` spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// Level of that name.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for any other name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        [Self::Baseline, Self::Neon, Self::Avx2, Self::Avx512]
+            .into_iter()
+            .find(|l| l.name() == name)
+            .ok_or_else(|| Error::Value {
+                arg: "SENSORIUM_ISA",
+                what: format!("must be one of baseline, neon, avx2, avx512, not {name:?}"),
+            })
+    }
+
+    /// Levels that this processor can run, lowest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut levels = vec![Self::Baseline];
+            let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+            if avx2 {
+                levels.push(Self::Avx2);
+            }
+            let avx512 = std::is_x86_feature_detected!("avx512f")
+                && std::is_x86_feature_detected!("avx512bw")
+                && std::is_x86_feature_detected!("avx512dq")
+                && std::is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 {
+                levels.push(Self::Avx512);
+            }
+            levels
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            vec![Self::Neon]
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        {
+            vec![Self::Baseline]
+        }
+    }
+}
+
+/// Level in force; 0 until first asked for.
+static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+/// The level in force: the highest available that `SENSORIUM_ISA` allows.
+#[inline]
+#[must_use]
+pub fn level() -> Level {
+    match LEVEL.load(Ordering::Relaxed) {
+        1 => Level::Baseline,
+        2 => Level::Neon,
+        3 => Level::Avx2,
+        4 => Level::Avx512,
+        _ => detect(),
+    }
+}
+
+#[cold]
+fn detect() -> Level {
+    let cap = std::env::var("SENSORIUM_ISA").ok().and_then(|name| Level::from_name(&name).ok());
+    set_level(cap.unwrap_or(Level::Avx512))
+}
+
+/// Caps the level from now on, in the whole process; returns the level in force: the highest available one
+/// that is not above `cap`, or the lowest available.
+pub fn set_level(cap: Level) -> Level {
+    let available = Level::available();
+    let level = available.iter().rev().find(|&&l| l <= cap).unwrap_or(&available[0]);
+    LEVEL.store(*level as u8, Ordering::Relaxed);
+    *level
+}
+
+/// Runs a kernel at the level in force, for a concrete float type.
+macro_rules! dispatch_to {
+    ($t:ident, $kernel:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        match $crate::isa::level() {
+            // SAFETY: `level` returns AVX-512 only where the processor was seen to have it.
+            $crate::isa::Level::Avx512 => unsafe { $crate::isa::run_avx512::<$t, _>($kernel) },
+            // SAFETY: `level` returns AVX2 only where the processor was seen to have it, with FMA.
+            $crate::isa::Level::Avx2 => unsafe { $crate::isa::run_avx2::<$t, _>($kernel) },
+            _ => $kernel.run($crate::isa::Portable),
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        $kernel.run($crate::isa::Portable)
+    }};
+}
+pub(crate) use dispatch_to;
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(crate) fn run_avx512<T: Float, K: Kernel<T>>(kernel: K) -> K::Output
+where
+    Avx512: Simd<T>,
+{
+    kernel.run(Avx512::new())
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn run_avx2<T: Float, K: Kernel<T>>(kernel: K) -> K::Output
+where
+    Avx2: Simd<T>,
+{
+    kernel.run(Avx2::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct EveryOperation;
+    impl<T: Float> Kernel<T> for EveryOperation {
+        type Output = ();
+        fn run<S: Simd<T>>(self, s: S) {
+            let n = S::LANES;
+            let of = T::from_f64;
+            let a: Vec<T> = (0..n).map(|i| of(i as f64 - 2.5)).collect();
+            let b: Vec<T> = (0..n).map(|i| of(3.0 - i as f64 * 0.5)).collect();
+            let (va, vb) = (s.load(&a), s.load(&b));
+            let check = |what: &str, v: S::V, want: &dyn Fn(f64, f64) -> f64| {
+                let mut got = vec![T::ZERO; n];
+                s.store(&mut got, v);
+                for i in 0..n {
+                    assert_eq!(got[i], of(want(a[i].to_f64(), b[i].to_f64())), "{what} lane {i}");
+                }
+            };
+            check("add", s.add(va, vb), &|a, b| a + b);
+            check("sub", s.sub(va, vb), &|a, b| a - b);
+            check("mul", s.mul(va, vb), &|a, b| a * b);
+            check("div", s.div(va, s.splat(of(4.0))), &|a, _| a / 4.0);
+            check("mul_add", s.mul_add(va, vb, s.splat(of(2.0))), &|a, b| a * b + 2.0);
+            check("neg_mul_add", s.neg_mul_add(va, vb, s.splat(of(2.0))), &|a, b| 2.0 - a * b);
+            check("max", s.max(va, vb), &f64::max);
+            check("min", s.min(va, vb), &f64::min);
+            check("sqrt", s.sqrt(s.mul(va, va)), &|a, _| a.abs());
+            check("round", s.round(va), &|a, _| a.round_ties_even());
+            check("pow2", s.pow2(s.round(va)), &|a, _| a.round_ties_even().exp2());
+            check("select", s.select(s.lt(va, vb), va, vb), &f64::min);
+            assert_eq!(s.reduce_sum(va), a.iter().copied().sum());
+            assert_eq!(s.reduce_max(vb), of(3.0));
+            for m in 0..=n {
+                let v = s.load_head(&a[..m], of(7.0));
+                let mut whole = vec![T::ZERO; n];
+                s.store(&mut whole, v);
+                assert_eq!(&whole[..m], &a[..m]);
+                assert!(whole[m..].iter().all(|&x| x == of(7.0)));
+                let mut head = vec![T::ZERO; n];
+                s.store_head(&mut head[..m], vb);
+                assert_eq!(&head[..m], &b[..m]);
+                assert!(head[m..].iter().all(|&x| x == T::ZERO));
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_at_every_level() {
+        for level in Level::available() {
+            assert_eq!(set_level(level), level);
+            f32::dispatch(EveryOperation);
+            f64::dispatch(EveryOperation);
+        }
+        set_level(Level::Avx512);
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for level in [Level::Baseline, Level::Neon, Level::Avx2, Level::Avx512] {
+            assert_eq!(Level::from_name(level.name()), Ok(level));
+        }
+        assert!(Level::from_name("sse9").unwrap_err().to_string().contains("baseline"));
+    }
+}

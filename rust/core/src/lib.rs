@@ -1,0 +1,13 @@
+//! Foundations of every kernel: floats, instruction sets, threads, errors.
+//!
+//! Kernels know nothing of Python. They take contiguous slices and a `Dims` struct, and write into slices.
+
+pub mod error;
+pub mod float;
+pub mod gemm;
+pub mod isa;
+pub mod threads;
+
+pub use error::{Error, Result};
+pub use float::Float;
+pub use isa::{Kernel, Level, Simd};

@@ -1,0 +1,57 @@
+//! The one crate that knows Python: convert, detach, call, convert back.
+#![allow(clippy::needless_pass_by_value)] // PyO3 hands arguments over by value.
+
+use pyo3::prelude::*;
+
+mod array;
+mod door;
+
+/// The compiled half of sensorium. Private: use `sensorium.ops` and its neighbours.
+#[pymodule]
+mod _core {
+    use super::door;
+    use pyo3::prelude::*;
+    use sensorium_core::{Level, isa, threads};
+
+    #[pymodule_init]
+    fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        m.add("MAX_THREADS", threads::MAX_THREADS)
+    }
+
+    /// Threads that a call from this thread may use.
+    #[pyfunction]
+    fn num_threads() -> usize {
+        threads::num_threads()
+    }
+
+    /// Sets the number of threads for the process; 0 goes back to the default.
+    #[pyfunction]
+    fn set_num_threads(n: usize) {
+        threads::set_num_threads(n);
+    }
+
+    /// Sets the number for this thread alone; returns the number set before, 0 where none was.
+    #[pyfunction]
+    fn set_local_num_threads(n: usize) -> usize {
+        threads::set_local_num_threads(n)
+    }
+
+    /// Name of the instruction-set level in force.
+    #[pyfunction]
+    fn isa_level() -> &'static str {
+        isa::level().name()
+    }
+
+    /// Names of the levels that this processor can run, lowest first.
+    #[pyfunction]
+    fn isa_available() -> Vec<&'static str> {
+        Level::available().into_iter().map(Level::name).collect()
+    }
+
+    /// Caps the level for the process; returns the name of the level now in force.
+    #[pyfunction]
+    fn set_isa(name: &str) -> PyResult<&'static str> {
+        Ok(isa::set_level(Level::from_name(name).map_err(door::translate)?).name())
+    }
+}
