@@ -12,5 +12,6 @@ from .errors import ArgumentError as ArgumentError
 from .errors import CheckpointError as CheckpointError
 from .errors import DTypeError as DTypeError
 from .errors import ManifestError as ManifestError
+from .errors import MissingExtraError as MissingExtraError
 from .errors import SensoriumError as SensoriumError
 from .errors import ShapeError as ShapeError

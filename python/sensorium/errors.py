@@ -23,3 +23,7 @@ class ManifestError(ArgumentError):
 
 class CheckpointError(ArgumentError):
     """A model file is damaged, hostile, or not a model file."""
+
+
+class MissingExtraError(SensoriumError, ImportError):
+    """A package that only some functions need is not installed; the message says how to install it."""

@@ -1,0 +1,147 @@
+"""A corpus holds what it says, selects by split, and names what is wrong with what it is given."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sensorium.data import Corpus
+from sensorium.errors import ArgumentError, DTypeError, ShapeError
+
+
+def small(**changes):
+    fields = {
+        "texts": ["a", "b"],
+        "images": np.full((3, 2, 4), 0.5, np.float32),
+        "audios": [np.zeros(5, np.float32)],
+        "sample_rate": 8000,
+        "text_group": np.array([0, 1]),
+        "image_group": np.array([0, 1, 1]),
+        "audio_group": np.array([2]),
+        "text_split": np.array(["train", "test"]),
+        "image_split": np.array(["train", "train", "test"]),
+        "audio_split": np.array(["test"]),
+        "names": ("a", "b", "c"),
+    }
+    return Corpus(**(fields | changes))
+
+
+def test_selecting_keeps_items_with_their_groups_and_names():
+    train, test = small().select("train"), small().select("test")
+    assert train.texts == ["a"]
+    assert test.texts == ["b"]
+    assert train.images.shape == (2, 2, 4)
+    assert test.images.shape == (1, 2, 4)
+    assert (len(train.audios), len(test.audios)) == (0, 1)
+    assert train.image_group.tolist() == [0, 1]
+    assert test.groups.tolist() == [1, 2]
+    assert test.names == ("a", "b", "c")
+
+
+def test_repr_says_what_is_there():
+    assert repr(small()) == (
+        "Corpus(3 groups; train: 1 text, 2 images 2x4; test: 1 text, 1 image 2x4, 1 sound at 8000 Hz)"
+    )
+    colour = Corpus(
+        images=np.zeros((1, 2, 2, 3), np.float32),
+        image_group=np.zeros(1, int),
+        image_split=np.array(["train"]),
+    )
+    assert repr(colour) == "Corpus(1 group; train: 1 image 2x2 in colour)"
+    assert repr(Corpus()) == "Corpus(0 groups)"
+
+
+def test_a_corpus_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        small().texts = []
+
+
+def test_arrays_come_out_in_the_stated_types():
+    corpus = small(
+        images=np.full((3, 2, 4), 0.5), audios=[np.zeros(5)], text_group=[0, 1], text_split=["train", "test"]
+    )
+    assert corpus.images.dtype == np.float32
+    assert corpus.audios[0].dtype == np.float32
+    assert corpus.text_group.dtype == np.int64
+    assert corpus.text_split.dtype == np.dtype("<U5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"texts": "ab"}, DTypeError, "texts is one str, expected a list of them"),
+        ({"texts": ["a", 3]}, DTypeError, r"texts\[1\] is of type int, expected str"),
+        ({"texts": ["a"]}, ShapeError, r"text_group has shape \(2,\), expected \(1,\) as there are 1 texts"),
+        (
+            {"images": np.zeros((3, 4), np.float32)},
+            ShapeError,
+            r"images has shape \(3, 4\), expected \(n, H, W\)",
+        ),
+        (
+            {"images": np.zeros((3, 4, 4, 4), np.float32)},
+            ShapeError,
+            r"expected \(n, H, W\) or \(n, H, W, 3\)",
+        ),
+        ({"images": np.zeros((3, 0, 4), np.float32)}, ShapeError, "expected H and W of at least 1"),
+        ({"images": np.zeros((3, 2, 4), np.uint8)}, DTypeError, "images has dtype uint8"),
+        ({"images": np.full((3, 2, 4), 1.5)}, ArgumentError, "images holds 1.5, expected values from 0 to 1"),
+        ({"images": np.full((3, 2, 4), np.nan)}, ArgumentError, "images holds nan"),
+        (
+            {"audios": [np.zeros(0)]},
+            ShapeError,
+            r"audios\[0\] has shape \(0,\), expected \(samples,\) with at",
+        ),
+        ({"audios": [np.zeros((1, 5))]}, ShapeError, r"audios\[0\] has shape \(1, 5\)"),
+        (
+            {"audios": [np.array([0.0, -2])]},
+            ArgumentError,
+            r"audios\[0\] holds -2, expected values from -1 to 1",
+        ),
+        ({"audios": [np.array([0.0, np.inf])]}, ArgumentError, r"audios\[0\] holds inf"),
+        ({"audios": [np.zeros(5, np.int16)]}, DTypeError, r"audios\[0\] has dtype int16"),
+        ({"sample_rate": 0}, ArgumentError, "sample_rate must be above 0, not 0"),
+        ({"sample_rate": 8e3}, DTypeError, "sample_rate is of type float, expected int"),
+        ({"image_group": np.array([0, 1])}, ShapeError, r"image_group has shape \(2,\), expected \(3,\)"),
+        (
+            {"image_group": np.zeros((3, 1), int)},
+            ShapeError,
+            r"image_group has shape \(3, 1\), expected \(3,\)",
+        ),
+        ({"image_group": np.array([0, 1, -1])}, ArgumentError, "image_group holds -1, expected 0 or above"),
+        ({"audio_group": np.array([0.5])}, DTypeError, "audio_group has dtype float64, expected integers"),
+        ({"audio_group": np.array([3])}, ArgumentError, "names has 3 entries but audio_group holds 3"),
+        (
+            {"text_split": np.array(["train", "dev"])},
+            ArgumentError,
+            "text_split holds 'dev', expected 'train'",
+        ),
+        ({"text_split": np.array(["train", "testing"])}, ArgumentError, "text_split holds 'testing'"),
+        ({"text_split": np.array([0, 1])}, DTypeError, "text_split has dtype int64, expected str"),
+        (
+            {"audio_split": np.array(["test"] * 2)},
+            ShapeError,
+            r"audio_split has shape \(2,\), expected \(1,\)",
+        ),
+    ],
+)
+def test_errors_name_the_argument(changes, error, words):
+    with pytest.raises(error, match=words):
+        small(**changes)
+
+
+def test_selecting_by_another_word_is_an_error():
+    with pytest.raises(ArgumentError, match="split must be 'train' or 'test', not 'dev'"):
+        small().select("dev")
+
+
+@given(st.lists(st.sampled_from(["train", "test"]), max_size=20), st.integers(0, 2**32 - 1))
+def test_the_two_splits_are_the_corpus(splits, seed):
+    rng = np.random.default_rng(seed)
+    count = len(splits)
+    images = rng.random((count, 3, 2), dtype=np.float32)
+    corpus = Corpus(images=images, image_group=rng.integers(0, 9, count), image_split=np.array(splits, "<U5"))
+    parts = [corpus.select("train"), corpus.select("test")]
+    order = np.argsort(np.array(splits, "<U5") == "test", kind="stable")
+    assert np.array_equal(np.concatenate([part.images for part in parts]), images[order])
+    assert np.array_equal(np.concatenate([part.image_group for part in parts]), corpus.image_group[order])
+    assert set(parts[0].image_split) <= {"train"}
+    assert set(parts[1].image_split) <= {"test"}
