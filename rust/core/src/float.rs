@@ -1,6 +1,7 @@
 //! The two element types that kernels are written over.
 
-use crate::isa::{self, Kernel};
+use crate::isa::{self, Kernel, Level};
+use crate::math::Coefficients;
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
@@ -24,6 +25,7 @@ pub trait Float:
     + MulAssign
     + DivAssign
     + Sum
+    + Coefficients
     + 'static
 {
     /// Zero.
@@ -36,6 +38,13 @@ pub trait Float:
     const EPSILON: Self;
     /// Explicit bits of the significand.
     const MANTISSA: u32;
+    /// Largest exponent of a finite number, which is also the exponent's bias.
+    const MAX_EXPONENT: f64;
+    /// Smallest normal number.
+    const MIN_POSITIVE: Self;
+    /// `1.5 * 2^MANTISSA` plus the exponent's bias: adding it rounds to an integer, whose exponent pattern is
+    /// then in the low bits.
+    const MAGIC: Self;
 
     /// Nearest number.
     fn from_f64(x: f64) -> Self;
@@ -63,6 +72,10 @@ pub trait Float:
 
     /// Runs `kernel` compiled for the instruction set in force (see [`isa::level`]).
     fn dispatch<K: Kernel<Self>>(kernel: K) -> K::Output;
+
+    /// Runs `kernel` compiled for the highest level that the processor has and that is not above `level`,
+    /// whatever the level in force: for tests and comparisons.
+    fn dispatch_at<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output;
 }
 
 macro_rules! float {
@@ -73,6 +86,9 @@ macro_rules! float {
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
             const EPSILON: Self = $t::EPSILON;
             const MANTISSA: u32 = $t::MANTISSA_DIGITS - 1;
+            const MAX_EXPONENT: f64 = ($t::MAX_EXP - 1) as f64;
+            const MIN_POSITIVE: Self = $t::MIN_POSITIVE;
+            const MAGIC: Self = (3_u64 << ($t::MANTISSA_DIGITS - 2)) as $t + ($t::MAX_EXP - 1) as $t;
 
             #[inline(always)]
             fn from_f64(x: f64) -> Self {
@@ -104,7 +120,10 @@ macro_rules! float {
             }
             #[inline]
             fn dispatch<K: Kernel<Self>>(kernel: K) -> K::Output {
-                isa::dispatch_to!($t, kernel)
+                isa::dispatch_to!($t, isa::level(), kernel)
+            }
+            fn dispatch_at<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output {
+                isa::dispatch_to!($t, isa::capped(level), kernel)
             }
         }
     };

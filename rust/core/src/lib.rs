@@ -6,6 +6,7 @@ pub mod error;
 pub mod float;
 pub mod gemm;
 pub mod isa;
+pub mod math;
 pub mod threads;
 
 pub use error::{Error, Result};

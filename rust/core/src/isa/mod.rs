@@ -104,6 +104,25 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// `2^a` for integral `a` within the exponents of normal numbers.
     fn pow2(self, a: Self::V) -> Self::V;
+    /// `a * 2^n` for integral `n`, rounded once: overflows to infinity, underflows gradually to zero.
+    /// `|a|` is 0, or within `[1/2, 2]`; `|n| <= 256` (`f32`) or `2048` (`f64`).
+    #[inline(always)]
+    fn scale(self, a: Self::V, n: Self::V) -> Self::V {
+        // In two steps, as `2^n` alone may be out of range; only the second can round.
+        let half = self.round(self.mul(n, self.splat(T::from_f64(0.5))));
+        self.mul(self.mul(a, self.pow2(half)), self.pow2(self.sub(n, half)))
+    }
+    /// The bits of `a` shifted up by the width of the explicit significand: `2^n` where `a` is
+    /// [`Float::MAGIC`] + `n`, for `n` from minus the exponent's bias, which gives 0, to the largest exponent.
+    fn shl_mantissa(self, a: Self::V) -> Self::V;
+    /// `(m, e)` with `a = m * 2^e`, `sqrt(1/2) <= m < sqrt(2)` and integral `e`, for positive normal `a`.
+    fn frexp(self, a: Self::V) -> (Self::V, Self::V);
+    /// Magnitude.
+    fn abs(self, a: Self::V) -> Self::V;
+    /// The magnitude of `a` with the sign of `b`.
+    fn copysign(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Where `a == b`.
+    fn eq(self, a: Self::V, b: Self::V) -> Self::M;
     /// Where `a < b`.
     fn lt(self, a: Self::V, b: Self::V) -> Self::M;
     /// `yes` where `mask`, else `no`.
@@ -209,25 +228,33 @@ fn detect() -> Level {
 /// Caps the level from now on, in the whole process; returns the level in force: the highest available one
 /// that is not above `cap`, or the lowest available.
 pub fn set_level(cap: Level) -> Level {
-    let available = Level::available();
-    let level = available.iter().rev().find(|&&l| l <= cap).unwrap_or(&available[0]);
-    LEVEL.store(*level as u8, Ordering::Relaxed);
-    *level
+    let level = capped(cap);
+    LEVEL.store(level as u8, Ordering::Relaxed);
+    level
 }
 
-/// Runs a kernel at the level in force, for a concrete float type.
+/// The highest available level that is not above `cap`, or the lowest available.
+pub(crate) fn capped(cap: Level) -> Level {
+    let available = Level::available();
+    *available.iter().rev().find(|&&l| l <= cap).unwrap_or(&available[0])
+}
+
+/// Runs a kernel at a level from [`level`] or [`capped`], for a concrete float type.
 macro_rules! dispatch_to {
-    ($t:ident, $kernel:expr) => {{
+    ($t:ident, $level:expr, $kernel:expr) => {{
         #[cfg(target_arch = "x86_64")]
-        match $crate::isa::level() {
-            // SAFETY: `level` returns AVX-512 only where the processor was seen to have it.
+        match $level {
+            // SAFETY: `level` and `capped` return AVX-512 only where the processor was seen to have it.
             $crate::isa::Level::Avx512 => unsafe { $crate::isa::run_avx512::<$t, _>($kernel) },
-            // SAFETY: `level` returns AVX2 only where the processor was seen to have it, with FMA.
+            // SAFETY: `level` and `capped` return AVX2 only where the processor was seen to have it and FMA.
             $crate::isa::Level::Avx2 => unsafe { $crate::isa::run_avx2::<$t, _>($kernel) },
             _ => $kernel.run($crate::isa::Portable),
         }
         #[cfg(not(target_arch = "x86_64"))]
-        $kernel.run($crate::isa::Portable)
+        {
+            let _ = $level;
+            $kernel.run($crate::isa::Portable)
+        }
     }};
 }
 pub(crate) use dispatch_to;
@@ -281,6 +308,32 @@ mod tests {
             check("sqrt", s.sqrt(s.mul(va, va)), &|a, _| a.abs());
             check("round", s.round(va), &|a, _| a.round_ties_even());
             check("pow2", s.pow2(s.round(va)), &|a, _| a.round_ties_even().exp2());
+            let four = s.splat(of(4.0));
+            check("scale", s.scale(s.div(va, s.splat(of(16.0))), s.round(vb)), &|a, b| {
+                a / 16.0 * b.round_ties_even().exp2()
+            });
+            check("scale up", s.scale(four, s.splat(of(T::MAX_EXPONENT))), &|_, _| f64::INFINITY);
+            let down = T::MAX_EXPONENT + f64::from(T::MANTISSA);
+            let least = s.scale(s.splat(T::ONE), s.splat(of(1.0 - down)));
+            check("scale down", s.mul(least, s.splat(of((T::MAX_EXPONENT - 1.0).exp2()))), &|_, _| {
+                (-f64::from(T::MANTISSA)).exp2()
+            });
+            check("scale out", s.scale(s.splat(T::ONE), s.splat(of(-1.0 - down))), &|_, _| 0.0);
+            check("shl_mantissa", s.shl_mantissa(s.add(s.round(va), s.splat(T::MAGIC))), &|a, _| {
+                a.round_ties_even().exp2()
+            });
+            let zero = s.shl_mantissa(s.splat(T::MAGIC - of(T::MAX_EXPONENT)));
+            check("shl_mantissa of least", zero, &|_, _| 0.0);
+            let (m, e) = s.frexp(s.add(s.abs(va), s.splat(of(0.3))));
+            check("frexp", s.mul(m, s.pow2(e)), &|a, _| of(a.abs()).to_f64() + of(0.3).to_f64());
+            check("frexp range", s.select(s.lt(m, s.splat(of(0.707))), four, m), &|a, _| {
+                let x = (of(a.abs()) + of(0.3)).to_f64();
+                let e = x.log2().round();
+                x / e.exp2()
+            });
+            check("abs", s.abs(va), &|a, _| a.abs());
+            check("copysign", s.copysign(va, vb), &f64::copysign);
+            check("eq", s.select(s.eq(va, s.abs(va)), four, vb), &|a, b| if a >= 0.0 { 4.0 } else { b });
             check("select", s.select(s.lt(va, vb), va, vb), &f64::min);
             assert_eq!(s.reduce_sum(va), a.iter().copied().sum());
             assert_eq!(s.reduce_max(vb), of(3.0));

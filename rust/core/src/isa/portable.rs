@@ -98,6 +98,34 @@ macro_rules! portable {
                 })
             }
             #[inline(always)]
+            fn shl_mantissa(self, a: Self::V) -> Self::V {
+                a.map(|x| $t::from_bits(x.to_bits() << $mantissa))
+            }
+            #[inline(always)]
+            fn frexp(self, a: Self::V) -> (Self::V, Self::V) {
+                let root = std::f64::consts::FRAC_1_SQRT_2 as $t;
+                let (one, low) = ((1.0 as $t).to_bits(), (1 << $mantissa) - 1);
+                // Moves the exponent's step from 1 to sqrt(1/2); what then carries over is the exponent.
+                let moved = a.map(|x| x.to_bits() + (one - root.to_bits()));
+                let m = moved.map(|x| $t::from_bits((x & low) + root.to_bits()));
+                // The exponent in the low bits of 2^mantissa is that number plus the exponent.
+                let unit = (1_u64 << $mantissa) as $t;
+                let e = moved.map(|x| $t::from_bits((x >> $mantissa) | unit.to_bits()) - (unit + $bias));
+                (m, e)
+            }
+            #[inline(always)]
+            fn abs(self, a: Self::V) -> Self::V {
+                a.map($t::abs)
+            }
+            #[inline(always)]
+            fn copysign(self, a: Self::V, b: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i].copysign(b[i]))
+            }
+            #[inline(always)]
+            fn eq(self, a: Self::V, b: Self::V) -> Self::M {
+                std::array::from_fn(|i| a[i] == b[i])
+            }
+            #[inline(always)]
             fn lt(self, a: Self::V, b: Self::V) -> Self::M {
                 std::array::from_fn(|i| a[i] < b[i])
             }

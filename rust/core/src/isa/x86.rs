@@ -121,9 +121,48 @@ impl Simd<f32> for Avx2 {
         max(a, b) = _mm256_max_ps(a, b);
         min(a, b) = _mm256_min_ps(a, b);
         sqrt(a) = _mm256_sqrt_ps(a);
+        abs(a) = _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
         round(a) = _mm256_round_ps::<NEAREST>(a);
         pow2(a) = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
             _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127))));
+    }
+    #[inline(always)]
+    fn shl_mantissa(self, a: __m256) -> __m256 {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))) }
+    }
+    #[inline(always)]
+    fn frexp(self, a: __m256) -> (__m256, __m256) {
+        let root = std::f32::consts::FRAC_1_SQRT_2.to_bits().cast_signed();
+        let (one, low) = (1.0_f32.to_bits().cast_signed(), (1 << 23) - 1);
+        let unit = (1_u64 << 23) as f32;
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            // Moves the exponent's step from 1 to sqrt(1/2); what then carries over is the exponent.
+            let moved = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(one - root));
+            let m =
+                _mm256_add_epi32(_mm256_and_si256(moved, _mm256_set1_epi32(low)), _mm256_set1_epi32(root));
+            // The exponent in the low bits of 2^mantissa is that number plus the exponent.
+            let e = _mm256_or_si256(
+                _mm256_srli_epi32::<23>(moved),
+                _mm256_set1_epi32(unit.to_bits().cast_signed()),
+            );
+            let bias = _mm256_set1_ps(unit + 127.0);
+            (_mm256_castsi256_ps(m), _mm256_sub_ps(_mm256_castsi256_ps(e), bias))
+        }
+    }
+    #[inline(always)]
+    fn copysign(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b))
+        }
+    }
+    #[inline(always)]
+    fn eq(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm256_cmp_ps::<_CMP_EQ_OQ>(a, b) }
     }
     #[inline(always)]
     fn lt(self, a: __m256, b: __m256) -> __m256 {
@@ -173,9 +212,48 @@ impl Simd<f64> for Avx2 {
         max(a, b) = _mm256_max_pd(a, b);
         min(a, b) = _mm256_min_pd(a, b);
         sqrt(a) = _mm256_sqrt_pd(a);
+        abs(a) = _mm256_andnot_pd(_mm256_set1_pd(-0.0), a);
         round(a) = _mm256_round_pd::<NEAREST>(a);
         pow2(a) = _mm256_castsi256_pd(_mm256_slli_epi64::<52>(
             _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(a)), _mm256_set1_epi64x(1023))));
+    }
+    #[inline(always)]
+    fn shl_mantissa(self, a: __m256d) -> __m256d {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(a))) }
+    }
+    #[inline(always)]
+    fn frexp(self, a: __m256d) -> (__m256d, __m256d) {
+        let root = std::f64::consts::FRAC_1_SQRT_2.to_bits().cast_signed();
+        let (one, low) = (1.0_f64.to_bits().cast_signed(), (1 << 52) - 1);
+        let unit = (1_u64 << 52) as f64;
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            // Moves the exponent's step from 1 to sqrt(1/2); what then carries over is the exponent.
+            let moved = _mm256_add_epi64(_mm256_castpd_si256(a), _mm256_set1_epi64x(one - root));
+            let m =
+                _mm256_add_epi64(_mm256_and_si256(moved, _mm256_set1_epi64x(low)), _mm256_set1_epi64x(root));
+            // The exponent in the low bits of 2^mantissa is that number plus the exponent.
+            let e = _mm256_or_si256(
+                _mm256_srli_epi64::<52>(moved),
+                _mm256_set1_epi64x(unit.to_bits().cast_signed()),
+            );
+            let bias = _mm256_set1_pd(unit + 1023.0);
+            (_mm256_castsi256_pd(m), _mm256_sub_pd(_mm256_castsi256_pd(e), bias))
+        }
+    }
+    #[inline(always)]
+    fn copysign(self, a: __m256d, b: __m256d) -> __m256d {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let sign = _mm256_set1_pd(-0.0);
+            _mm256_or_pd(_mm256_andnot_pd(sign, a), _mm256_and_pd(sign, b))
+        }
+    }
+    #[inline(always)]
+    fn eq(self, a: __m256d, b: __m256d) -> __m256d {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm256_cmp_pd::<_CMP_EQ_OQ>(a, b) }
     }
     #[inline(always)]
     fn lt(self, a: __m256d, b: __m256d) -> __m256d {
@@ -223,9 +301,49 @@ impl Simd<f32> for Avx512 {
         max(a, b) = _mm512_max_ps(a, b);
         min(a, b) = _mm512_min_ps(a, b);
         sqrt(a) = _mm512_sqrt_ps(a);
+        abs(a) = _mm512_abs_ps(a);
+        scale(a, n) = _mm512_scalef_ps(a, n);
         round(a) = _mm512_roundscale_ps::<NEAREST>(a);
         pow2(a) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
             _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127))));
+    }
+    #[inline(always)]
+    fn shl_mantissa(self, a: __m512) -> __m512 {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))) }
+    }
+    #[inline(always)]
+    fn frexp(self, a: __m512) -> (__m512, __m512) {
+        let root = std::f32::consts::FRAC_1_SQRT_2.to_bits().cast_signed();
+        let (one, low) = (1.0_f32.to_bits().cast_signed(), (1 << 23) - 1);
+        let unit = (1_u64 << 23) as f32;
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            // Moves the exponent's step from 1 to sqrt(1/2); what then carries over is the exponent.
+            let moved = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(one - root));
+            let m =
+                _mm512_add_epi32(_mm512_and_si512(moved, _mm512_set1_epi32(low)), _mm512_set1_epi32(root));
+            // The exponent in the low bits of 2^mantissa is that number plus the exponent.
+            let e = _mm512_or_si512(
+                _mm512_srli_epi32::<23>(moved),
+                _mm512_set1_epi32(unit.to_bits().cast_signed()),
+            );
+            let bias = _mm512_set1_ps(unit + 127.0);
+            (_mm512_castsi512_ps(m), _mm512_sub_ps(_mm512_castsi512_ps(e), bias))
+        }
+    }
+    #[inline(always)]
+    fn copysign(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let sign = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
+        }
+    }
+    #[inline(always)]
+    fn eq(self, a: __m512, b: __m512) -> __mmask16 {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) }
     }
     #[inline(always)]
     fn lt(self, a: __m512, b: __m512) -> __mmask16 {
@@ -267,9 +385,49 @@ impl Simd<f64> for Avx512 {
         max(a, b) = _mm512_max_pd(a, b);
         min(a, b) = _mm512_min_pd(a, b);
         sqrt(a) = _mm512_sqrt_pd(a);
+        abs(a) = _mm512_abs_pd(a);
+        scale(a, n) = _mm512_scalef_pd(a, n);
         round(a) = _mm512_roundscale_pd::<NEAREST>(a);
         pow2(a) = _mm512_castsi512_pd(_mm512_slli_epi64::<52>(
             _mm512_add_epi64(_mm512_cvtpd_epi64(a), _mm512_set1_epi64(1023))));
+    }
+    #[inline(always)]
+    fn shl_mantissa(self, a: __m512d) -> __m512d {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(a))) }
+    }
+    #[inline(always)]
+    fn frexp(self, a: __m512d) -> (__m512d, __m512d) {
+        let root = std::f64::consts::FRAC_1_SQRT_2.to_bits().cast_signed();
+        let (one, low) = (1.0_f64.to_bits().cast_signed(), (1 << 52) - 1);
+        let unit = (1_u64 << 52) as f64;
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            // Moves the exponent's step from 1 to sqrt(1/2); what then carries over is the exponent.
+            let moved = _mm512_add_epi64(_mm512_castpd_si512(a), _mm512_set1_epi64(one - root));
+            let m =
+                _mm512_add_epi64(_mm512_and_si512(moved, _mm512_set1_epi64(low)), _mm512_set1_epi64(root));
+            // The exponent in the low bits of 2^mantissa is that number plus the exponent.
+            let e = _mm512_or_si512(
+                _mm512_srli_epi64::<52>(moved),
+                _mm512_set1_epi64(unit.to_bits().cast_signed()),
+            );
+            let bias = _mm512_set1_pd(unit + 1023.0);
+            (_mm512_castsi512_pd(m), _mm512_sub_pd(_mm512_castsi512_pd(e), bias))
+        }
+    }
+    #[inline(always)]
+    fn copysign(self, a: __m512d, b: __m512d) -> __m512d {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let sign = _mm512_set1_pd(-0.0);
+            _mm512_or_pd(_mm512_andnot_pd(sign, a), _mm512_and_pd(sign, b))
+        }
+    }
+    #[inline(always)]
+    fn eq(self, a: __m512d, b: __m512d) -> __mmask8 {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(a, b) }
     }
     #[inline(always)]
     fn lt(self, a: __m512d, b: __m512d) -> __mmask8 {

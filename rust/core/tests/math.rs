@@ -1,0 +1,229 @@
+//! Elementary functions against references of twice the precision, at every instruction-set level.
+#![allow(clippy::float_cmp)] // Edges are exact.
+
+mod double;
+
+use double::Double;
+use sensorium_core::{Float, Kernel, Level, Simd, math};
+
+/// A function under test.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Function {
+    Exp,
+    ExpNonpositive,
+    Exp2Nonpositive,
+}
+use Function::{Exp, Exp2Nonpositive, ExpNonpositive};
+
+struct Apply<'a, T>(Function, &'a [T], &'a mut [T]);
+impl<T: Float> Kernel<T> for Apply<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let Self(function, x, out) = self;
+        match function {
+            Exp => math::map(
+                s,
+                x,
+                out,
+                #[inline(always)]
+                |v| math::exp(s, v),
+            ),
+            ExpNonpositive => math::map(
+                s,
+                x,
+                out,
+                #[inline(always)]
+                |v| math::exp_nonpositive(s, v),
+            ),
+            Exp2Nonpositive => math::map(
+                s,
+                x,
+                out,
+                #[inline(always)]
+                |v| math::exp2_nonpositive(s, v),
+            ),
+        }
+    }
+}
+
+fn apply<T: Float>(level: Level, function: Function, x: &[T]) -> Vec<T> {
+    let mut out = vec![T::from_f64(7.0); x.len()];
+    T::dispatch_at(level, Apply(function, x, &mut out));
+    out
+}
+
+/// The true value for an `f64` as `m * 2^n`, so that it may lie below the normal numbers.
+fn truth(function: Function, x: f64) -> (Double, i32) {
+    let x = Double::new(x);
+    match function {
+        Exp | ExpNonpositive => x.exp_scaled(),
+        Exp2Nonpositive => {
+            let n = x.hi.round();
+            let ln2 = Double { hi: std::f64::consts::LN_2, lo: 2.319_046_813_846_299_6e-17 };
+            let (m, more) = ln2.mul(Double::new(x.hi - n)).exp_scaled();
+            (m, n as i32 + more)
+        }
+    }
+}
+
+/// The true value for an `f32`: the platform's `f64`, good to 2^-28 ulp of the `f32`.
+fn truth_f32(function: Function, x: f64) -> (Double, i32) {
+    let y = match function {
+        Exp | ExpNonpositive => x.exp(),
+        Exp2Nonpositive => x.exp2(),
+    };
+    (Double::new(y), 0)
+}
+
+/// Distance of `got` from the truth, in units in the last place of `T` at the truth.
+fn ulps<T: Float>(got: T, (m, n): (Double, i32)) -> f64 {
+    let exponent = n + (m.hi.abs().log2().floor() as i32);
+    let least = 1 - T::MAX_EXPONENT as i32;
+    let ulp = exponent.max(least) - T::MANTISSA as i32;
+    // got / ulp and truth / ulp, neither of which overflows; the steps keep denormal factors out.
+    let scale = |x: Double, n: i32| x.scale(n / 2).scale(n - n / 2);
+    let got = scale(Double::new(got.to_f64()), -ulp);
+    let want = scale(m, n - ulp);
+    got.add(want.neg()).hi.abs()
+}
+
+/// Largest error of `function` over `x`, with where it is; where the truth is below `2^zero_below`, 0 is right too.
+fn worst<T: Float>(
+    level: Level,
+    function: Function,
+    truth: fn(Function, f64) -> (Double, i32),
+    x: &[T],
+    zero_below: f64,
+) -> (f64, T) {
+    let got = apply(level, function, x);
+    let mut worst = (0.0, T::ZERO);
+    for (&x, &y) in x.iter().zip(&got) {
+        let (m, n) = truth(function, x.to_f64());
+        if y == T::ZERO && m.hi.log2() + f64::from(n) <= zero_below {
+            continue;
+        }
+        let error = ulps(y, (m, n));
+        if error.is_nan() || error > worst.0 {
+            worst = (error, x);
+        }
+    }
+    worst
+}
+
+/// Whole numbers without pattern (Steele, Lea and Flood 2014).
+fn mix(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Every `stride`-th `f32` of all exponents and both signs that `keep` keeps.
+fn f32_sweep(stride: usize, keep: impl Fn(f32) -> bool) -> Vec<f32> {
+    (0..=u32::MAX).step_by(stride).map(f32::from_bits).filter(|x| x.is_finite() && keep(*x)).collect()
+}
+
+/// `n` numbers within `range`: half evenly spread, half spread over the exponents.
+fn f64_sample(n: usize, range: std::ops::Range<f64>) -> Vec<f64> {
+    let mut seed = 1;
+    let mut unit = move || mix(&mut seed) as f64 / 2f64.powi(64);
+    let mut out = Vec::with_capacity(n);
+    while out.len() < n {
+        let even = range.start + unit() * (range.end - range.start);
+        let sign = if unit() < 0.5 { -1.0 } else { 1.0 };
+        let spread = sign * (unit() * 80.0 - 70.0).exp2();
+        out.extend([even, spread].into_iter().filter(|x| range.contains(x)));
+    }
+    out
+}
+
+/// Bounds in ulp where multiply-add is fused, and where it is not.
+fn hold_to(
+    function: Function,
+    f32_range: std::ops::Range<f32>,
+    f64_range: std::ops::Range<f64>,
+    bounds: [f64; 4],
+) {
+    let x32 = f32_sweep(1009, |x| f32_range.contains(&x));
+    let x64 = f64_sample(20_000, f64_range);
+    let nonpositive = matches!(function, ExpNonpositive | Exp2Nonpositive);
+    for level in Level::available() {
+        let fused = level != Level::Baseline;
+        let zero32 = if nonpositive { -126.5 } else { -150.0 };
+        let zero64 = if nonpositive { -1022.5 } else { -1075.0 };
+        let (error, at) = worst(level, function, truth_f32, &x32, zero32);
+        println!("{function:?} f32 {level:?}: {error:.3} ulp at {at:e}");
+        assert!(error <= bounds[usize::from(!fused)], "{function:?} f32 {level:?}: {error} ulp at {at:e}");
+        let (error, at) = worst(level, function, truth, &x64, zero64);
+        println!("{function:?} f64 {level:?}: {error:.3} ulp at {at:e}");
+        assert!(
+            error <= bounds[2 + usize::from(!fused)],
+            "{function:?} f64 {level:?}: {error} ulp at {at:e}"
+        );
+    }
+}
+
+#[test]
+fn exp_is_within_its_bound() {
+    hold_to(Exp, -110.0..88.722_84, -750.0..709.782_71, [1.0, 1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn exp_nonpositive_is_within_its_bound() {
+    hold_to(ExpNonpositive, -200.0..88.0, -1500.0..709.0, [1.0, 1.0, 1.0, 1.0]);
+    hold_to(Exp2Nonpositive, -300.0..127.0, -3000.0..1023.0, [1.25, 1.25, 1.25, 1.25]);
+}
+
+fn at_the_edges<T: Float>(level: Level, function: Function, cases: &[(f64, f64)]) {
+    for &(x, want) in cases {
+        // Alone, so in a partial vector; and nine times, so in a whole one.
+        for n in [1, 33] {
+            for y in apply(level, function, &vec![T::from_f64(x); n]) {
+                let same = y.to_f64() == want && y.to_f64().is_sign_negative() == want.is_sign_negative();
+                assert!(same || want.is_nan() && y.to_f64().is_nan(), "{function:?}({x}) = {y} at {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn edges() {
+    const INF: f64 = f64::INFINITY;
+    let nan = (f64::NAN, f64::NAN);
+    for level in Level::available() {
+        let exp =
+            [nan, (0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (1e30, INF), (-1e30, 0.0), (1e-40, 1.0)];
+        at_the_edges::<f32>(level, Exp, &exp);
+        at_the_edges::<f64>(level, Exp, &exp);
+        at_the_edges::<f32>(level, Exp, &[(88.73, INF), (-103.98, 0.0), (-103.0, 1.401_298_464_324_817e-45)]);
+        at_the_edges::<f64>(level, Exp, &[(709.79, INF), (-745.14, 0.0), (-745.0, 5e-324)]);
+        let nonpositive = [nan, (0.0, 1.0), (-0.0, 1.0), (-INF, 0.0), (-1e30, 0.0), (-1e-40, 1.0)];
+        for function in [ExpNonpositive, Exp2Nonpositive] {
+            at_the_edges::<f32>(level, function, &nonpositive);
+            at_the_edges::<f64>(level, function, &nonpositive);
+        }
+    }
+}
+
+/// Every `f32` within the range of [`hold_to`], some minutes:
+/// `cargo test --release -p sensorium-core --test math -- --ignored --nocapture`.
+#[test]
+#[ignore = "minutes; the sweeps above are its every 1009th case"]
+fn every_f32() {
+    for (function, range) in
+        [(Exp, -110.0..88.722_84), (ExpNonpositive, -200.0..88.0), (Exp2Nonpositive, -300.0..127.0)]
+    {
+        let zero_below = if function == Exp { -150.0 } else { -126.5 };
+        for level in Level::available() {
+            let mut most = (0.0, 0.0);
+            for high in 0..=0xffff_u32 {
+                let bits = (0..=0xffff).map(|low| f32::from_bits(high << 16 | low));
+                let x: Vec<f32> = bits.filter(|x| range.contains(x)).collect();
+                let found = worst(level, function, truth_f32, &x, zero_below);
+                most = if found.0 > most.0 { found } else { most };
+            }
+            println!("{function:?} f32 {level:?}: {:.4} ulp at {:e}", most.0, most.1);
+        }
+    }
+}
