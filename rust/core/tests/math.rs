@@ -12,8 +12,13 @@ enum Function {
     Exp,
     ExpNonpositive,
     Exp2Nonpositive,
+    Log,
+    Log1p,
+    Sigmoid,
+    Softplus,
+    Tanh,
 }
-use Function::{Exp, Exp2Nonpositive, ExpNonpositive};
+use Function::{Exp, Exp2Nonpositive, ExpNonpositive, Log, Log1p, Sigmoid, Softplus, Tanh};
 
 struct Apply<'a, T>(Function, &'a [T], &'a mut [T]);
 impl<T: Float> Kernel<T> for Apply<'_, T> {
@@ -21,29 +26,15 @@ impl<T: Float> Kernel<T> for Apply<'_, T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
         let Self(function, x, out) = self;
-        match function {
-            Exp => math::map(
-                s,
-                x,
-                out,
-                #[inline(always)]
-                |v| math::exp(s, v),
-            ),
-            ExpNonpositive => math::map(
-                s,
-                x,
-                out,
-                #[inline(always)]
-                |v| math::exp_nonpositive(s, v),
-            ),
-            Exp2Nonpositive => math::map(
-                s,
-                x,
-                out,
-                #[inline(always)]
-                |v| math::exp2_nonpositive(s, v),
-            ),
+        macro_rules! each {
+            ($($name:ident => $f:ident),*) => {
+                match function {
+                    $($name => math::map(s, x, out, #[inline(always)] |v| math::$f(s, v)),)*
+                }
+            };
         }
+        each!(Exp => exp, ExpNonpositive => exp_nonpositive, Exp2Nonpositive => exp2_nonpositive, Log => log,
+            Log1p => log1p, Sigmoid => sigmoid, Softplus => softplus, Tanh => tanh);
     }
 }
 
@@ -53,6 +44,8 @@ fn apply<T: Float>(level: Level, function: Function, x: &[T]) -> Vec<T> {
     out
 }
 
+const LN2: Double = Double { hi: std::f64::consts::LN_2, lo: 2.319_046_813_846_299_6e-17 };
+
 /// The true value for an `f64` as `m * 2^n`, so that it may lie below the normal numbers.
 fn truth(function: Function, x: f64) -> (Double, i32) {
     let x = Double::new(x);
@@ -60,9 +53,26 @@ fn truth(function: Function, x: f64) -> (Double, i32) {
         Exp | ExpNonpositive => x.exp_scaled(),
         Exp2Nonpositive => {
             let n = x.hi.round();
-            let ln2 = Double { hi: std::f64::consts::LN_2, lo: 2.319_046_813_846_299_6e-17 };
-            let (m, more) = ln2.mul(Double::new(x.hi - n)).exp_scaled();
+            let (m, more) = LN2.mul(Double::new(x.hi - n)).exp_scaled();
             (m, n as i32 + more)
+        }
+        Log => (
+            x.scale(if x.hi < 1e-300 { 200 } else { 0 }).ln().add(if x.hi < 1e-300 {
+                LN2.mul(Double::new(-200.0))
+            } else {
+                Double::new(0.0)
+            }),
+            0,
+        ),
+        Log1p => (x.ln_1p(), 0),
+        // There the denominator is 1 to 57 bits, and the logarithm's second term below them.
+        Sigmoid | Softplus if x.hi < -40.0 => x.exp_scaled(),
+        Sigmoid => (Double::new(1.0).div(x.neg().exp().add(Double::new(1.0))), 0),
+        Softplus => (x.add(Double::new(0.0)).max_zero().add(x.abs().neg().exp().ln_1p()), 0),
+        Tanh if x.hi.abs() > 40.0 => (Double::new(x.hi.signum()), 0),
+        Tanh => {
+            let m = x.scale(1).expm1();
+            (m.div(m.add(Double::new(2.0))), 0)
         }
     }
 }
@@ -72,6 +82,11 @@ fn truth_f32(function: Function, x: f64) -> (Double, i32) {
     let y = match function {
         Exp | ExpNonpositive => x.exp(),
         Exp2Nonpositive => x.exp2(),
+        Log => x.ln(),
+        Log1p => x.ln_1p(),
+        Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
+        Tanh => x.tanh(),
     };
     (Double::new(y), 0)
 }
@@ -166,13 +181,27 @@ fn hold_to(
 
 #[test]
 fn exp_is_within_its_bound() {
-    hold_to(Exp, -110.0..88.722_84, -750.0..709.782_71, [1.0, 1.0, 1.0, 1.0]);
+    hold_to(Exp, -110.0..88.722_84, -750.0..709.782_71, [1.0; 4]);
 }
 
 #[test]
 fn exp_nonpositive_is_within_its_bound() {
-    hold_to(ExpNonpositive, -200.0..88.0, -1500.0..709.0, [1.0, 1.0, 1.0, 1.0]);
-    hold_to(Exp2Nonpositive, -300.0..127.0, -3000.0..1023.0, [1.25, 1.25, 1.25, 1.25]);
+    hold_to(ExpNonpositive, -200.0..88.0, -1500.0..709.0, [1.0; 4]);
+    hold_to(Exp2Nonpositive, -300.0..127.0, -3000.0..1023.0, [1.25; 4]);
+}
+
+#[test]
+fn logarithms_are_within_their_bounds() {
+    hold_to(Log, f32::MIN_POSITIVE..f32::MAX, f64::MIN_POSITIVE..1e300, [1.0; 4]);
+    hold_to(Log, 1e-45..1.5, 5e-324..1.5, [1.0; 4]);
+    hold_to(Log1p, -0.999_999_9..f32::MAX, -0.999_999_999..1e300, [1.0; 4]);
+}
+
+#[test]
+fn sigmoids_are_within_their_bounds() {
+    hold_to(Sigmoid, -110.0..f32::MAX, -750.0..1000.0, [2.5; 4]);
+    hold_to(Softplus, -110.0..f32::MAX, -750.0..1000.0, [2.0; 4]);
+    hold_to(Tanh, f32::MIN..f32::MAX, -1000.0..1000.0, [2.75; 4]);
 }
 
 fn at_the_edges<T: Float>(level: Level, function: Function, cases: &[(f64, f64)]) {
@@ -203,6 +232,23 @@ fn edges() {
             at_the_edges::<f32>(level, function, &nonpositive);
             at_the_edges::<f64>(level, function, &nonpositive);
         }
+        let log =
+            [nan, (0.0, -INF), (-0.0, -INF), (INF, INF), (-1.0, f64::NAN), (-INF, f64::NAN), (1.0, 0.0)];
+        at_the_edges::<f32>(level, Log, &log);
+        at_the_edges::<f64>(level, Log, &log);
+        let log1p =
+            [nan, (0.0, 0.0), (-0.0, -0.0), (-1.0, -INF), (INF, INF), (-2.0, f64::NAN), (-INF, f64::NAN)];
+        at_the_edges::<f32>(level, Log1p, &log1p);
+        at_the_edges::<f64>(level, Log1p, &log1p);
+        let sigmoid = [nan, (0.0, 0.5), (-0.0, 0.5), (INF, 1.0), (-INF, 0.0), (1e30, 1.0), (-1e30, 0.0)];
+        at_the_edges::<f32>(level, Sigmoid, &sigmoid);
+        at_the_edges::<f64>(level, Sigmoid, &sigmoid);
+        let softplus = [nan, (INF, INF), (-INF, 0.0), (1e30_f32.into(), 1e30_f32.into()), (-1e30, 0.0)];
+        at_the_edges::<f32>(level, Softplus, &softplus);
+        at_the_edges::<f64>(level, Softplus, &softplus);
+        let tanh = [nan, (0.0, 0.0), (-0.0, -0.0), (INF, 1.0), (-INF, -1.0), (1e30, 1.0), (-1e30, -1.0)];
+        at_the_edges::<f32>(level, Tanh, &tanh);
+        at_the_edges::<f64>(level, Tanh, &tanh);
     }
 }
 

@@ -15,6 +15,11 @@ pub trait Coefficients: Sized + 'static {
     const EXP: &[Self];
     /// `q`, lowest first, with `2^r = 1 + r q(r)` for `|r| <= 1/2`; relative error 2^-28.9, 2^-58.0.
     const EXP2: &[Self];
+    /// `L`, lowest first, with `ln((1 + s) / (1 - s)) = 2 s + s z L(z)`, `z = s^2`, for the significands of
+    /// [`Simd::frexp`](crate::Simd::frexp); relative error 2^-29.2, 2^-58.5.
+    const LOG: &[Self];
+    /// Negative argument of `exp` whose result vanishes beside one.
+    const EXP_NIL: Self;
 }
 
 impl Coefficients for f32 {
@@ -31,6 +36,8 @@ impl Coefficients for f32 {
         0.001_339_893_8,
         0.000_153_533_11,
     ];
+    const LOG: &[Self] = &[0.666_667_76, 0.399_774_97, 0.298_730_4];
+    const EXP_NIL: Self = -40.0;
 }
 
 impl Coefficients for f64 {
@@ -63,4 +70,14 @@ impl Coefficients for f64 {
         7.073_801_633_175_836e-9,
         4.434_760_805_780_286e-10,
     ];
+    const LOG: &[Self] = &[
+        0.666_666_666_666_673_5,
+        0.399_999_999_994_111_73,
+        0.285_714_287_432_423,
+        0.222_221_984_782_541_85,
+        0.181_835_696_133_590_13,
+        0.153_139_066_892_876_74,
+        0.147_974_712_869_576_56,
+    ];
+    const EXP_NIL: Self = -80.0;
 }

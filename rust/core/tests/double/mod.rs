@@ -41,6 +41,15 @@ impl Double {
         Self { hi: -self.hi, lo: -self.lo }
     }
 
+    pub fn abs(self) -> Self {
+        if self.hi < 0.0 { self.neg() } else { self }
+    }
+
+    /// The larger of it and 0.
+    pub fn max_zero(self) -> Self {
+        if self.hi < 0.0 { Self::new(0.0) } else { self }
+    }
+
     pub fn mul(self, other: Self) -> Self {
         let p = Self::product(self.hi, other.hi);
         Self::sum(p.hi, p.lo + (self.hi * other.lo + self.lo * other.hi))

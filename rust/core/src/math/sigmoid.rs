@@ -1,0 +1,31 @@
+//! The sigmoid and its relatives, all from `exp(-|x|)` or `exp(-2|x|)`, which cannot overflow.
+
+use super::log::log1p;
+use super::{exp, exp_parts};
+use crate::{Float, Simd};
+
+/// `1 / (1 + e^-x)`; for `x < 0` as `e^x / (1 + e^x)`, so that small results keep their digits.
+#[inline(always)]
+pub fn sigmoid<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
+    let (zero, one) = (s.splat(T::ZERO), s.splat(T::ONE));
+    let z = exp(s, s.sub(zero, s.abs(x)));
+    s.div(s.select(s.lt(x, zero), z, one), s.add(one, z))
+}
+
+/// `(1 - e^-2|x|) / (1 + e^-2|x|)` with the sign of `x`; the numerator without loss near zero.
+#[inline(always)]
+pub fn tanh<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
+    let y = s.mul(s.abs(x), s.splat(T::from_f64(-2.0)));
+    let (shifted, _, p) = exp_parts(s, s.max(s.splat(T::EXP_NIL), y));
+    let power = s.shl_mantissa(shifted);
+    // e^y - 1 = 2^n p + (2^n - 1), both exact but for p.
+    let expm1 = s.mul_add(power, p, s.sub(power, s.splat(T::ONE)));
+    s.copysign(s.div(expm1, s.add(s.splat(T::from_f64(2.0)), expm1)), x)
+}
+
+/// `ln(1 + e^x)` as `max(x, 0) + ln(1 + e^-|x|)`.
+#[inline(always)]
+pub fn softplus<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
+    let zero = s.splat(T::ZERO);
+    s.add(s.max(zero, x), log1p(s, exp(s, s.sub(zero, s.abs(x)))))
+}
