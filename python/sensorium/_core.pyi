@@ -1,13 +1,65 @@
 """The compiled half. Private: use `sensorium.ops` and its neighbours."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+_Array = NDArray[Any]
 
 __version__: Final[str]
 MAX_THREADS: Final[int]
 
+def activate(x: _Array, name: str) -> _Array: ...
+def activate_backward(grad: _Array, x: _Array, name: str) -> _Array: ...
+def adamw_step(
+    params: Sequence[_Array],
+    grads: Sequence[_Array],
+    ms: Sequence[_Array],
+    vs: Sequence[_Array],
+    decay: Sequence[bool],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None: ...
+def cross_entropy(logits: _Array, targets: _Array, weights: _Array | None) -> tuple[float, _Array]: ...
+def cross_entropy_backward(
+    grad: float, logits: _Array, targets: _Array, weights: _Array | None, lse: _Array
+) -> _Array: ...
+def embedding(table: _Array, indices: _Array) -> _Array: ...
+def embedding_backward(grad: _Array, indices: _Array, v: int) -> _Array: ...
+def global_norm(arrays: Sequence[_Array]) -> float: ...
 def isa_available() -> list[str]: ...
 def isa_level() -> str: ...
+def linear(
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    activation: str | None,
+    residual: _Array | None,
+    keep_pre: bool,
+) -> tuple[_Array, _Array | None]: ...
+def linear_backward(
+    grad: _Array, x: _Array, weight: _Array, has_bias: bool
+) -> tuple[_Array, _Array, _Array | None]: ...
+def norm(
+    x: _Array, weight: _Array, bias: _Array | None, eps: float, centred: bool
+) -> tuple[_Array, _Array | None, _Array]: ...
+def norm_backward(
+    grad: _Array,
+    x: _Array,
+    weight: _Array,
+    mean: _Array | None,
+    rstd: _Array,
+    residual: _Array | None,
+    has_bias: bool,
+) -> tuple[_Array, _Array, _Array | None]: ...
 def num_threads() -> int: ...
+def running_mean(means: Sequence[_Array], values: Sequence[_Array], decay: float) -> None: ...
+def scale_arrays(arrays: Sequence[_Array], factor: float) -> None: ...
 def set_isa(name: str) -> str: ...
 def set_local_num_threads(n: int) -> int: ...
 def set_num_threads(n: int) -> None: ...

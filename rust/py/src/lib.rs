@@ -5,11 +5,18 @@ use pyo3::prelude::*;
 
 mod array;
 mod door;
+mod nn;
 
 /// The compiled half of sensorium. Private: use `sensorium.ops` and its neighbours.
 #[pymodule]
 mod _core {
     use super::door;
+    #[pymodule_export]
+    use super::nn::{
+        activate, activate_backward, adamw_step, cross_entropy, cross_entropy_backward, embedding,
+        embedding_backward, global_norm, linear, linear_backward, norm, norm_backward, running_mean,
+        scale_arrays,
+    };
     use pyo3::prelude::*;
     use sensorium_core::{Level, isa, threads};
 

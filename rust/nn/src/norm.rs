@@ -1,0 +1,232 @@
+//! Layer norm (Ba, Kiros and Hinton, 2016) and RMS norm (Zhang and Sennrich, 2019) over the last axis.
+//!
+//! `y = (x - mean) * rstd * weight + bias`, `rstd = 1 / sqrt(var + eps)`; RMS norm has `mean = 0`, `var` the
+//! mean square and no bias. With `h = (x - mean) * rstd` and `g = grad * weight`:
+//! `dx = rstd * (g - mean(g) - h mean(g h))` (without `mean(g)` for RMS norm), `dweight = sum grad h`,
+//! `dbias = sum grad`.
+//!
+//! The mean is corrected by the mean of what it leaves, so that a constant row of any size gives zeros. One
+//! read and one write of memory forward; two reads and one write backward.
+
+use crate::vector::{ROWS, load, store, sum_blocks};
+use sensorium_core::error::{check_len, product};
+use sensorium_core::threads::{Disjoint, for_each};
+use sensorium_core::{Float, Kernel, Result, Simd};
+
+/// Sizes: `rows` rows of `d` elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub d: usize,
+}
+
+/// What the forward keeps for the backward, one element a row. RMS norm has no mean.
+#[derive(Debug)]
+pub struct Stats<M, R> {
+    /// Mean of each row; `None` for RMS norm.
+    pub mean: Option<M>,
+    /// One over the standard deviation (or root mean square) of each row.
+    pub rstd: R,
+}
+
+/// Writes the norm of each row of `x` to `y`: layer norm where `stats.mean` is given, else RMS norm.
+///
+/// # Errors
+/// Where a length does not fit `dims`.
+pub fn forward<T: Float>(
+    dims: Dims,
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    eps: T,
+    y: &mut [T],
+    stats: Stats<&mut [T], &mut [T]>,
+) -> Result<()> {
+    let Dims { rows, d } = dims;
+    let len = product("x", &[rows, d])?;
+    check_len("x", x, len)?;
+    check_len("y", y, len)?;
+    check_len("weight", weight, d)?;
+    bias.map_or(Ok(()), |b| check_len("bias", b, d))?;
+    check_len("rstd", stats.rstd, rows)?;
+    let (y, rstd) = (Disjoint::new(y), Disjoint::new(stats.rstd));
+    let mean = match stats.mean {
+        Some(mean) => {
+            check_len("mean", mean, rows)?;
+            Some(Disjoint::new(mean))
+        }
+        None => None,
+    };
+    for_each(rows.div_ceil(ROWS), ROWS * d * 8, |i| {
+        let part = i * ROWS..((i + 1) * ROWS).min(rows);
+        let cells = part.start * d..part.end * d;
+        // SAFETY: each task has its own rows.
+        let (y, rstd) = unsafe { (y.slice(cells.clone()), rstd.slice(part.clone())) };
+        // SAFETY: as above.
+        let mean = mean.as_ref().map(|m| unsafe { m.slice(part) });
+        T::dispatch(Forward { x: &x[cells], weight, bias, eps, y, mean, rstd });
+    });
+    Ok(())
+}
+
+struct Forward<'a, T> {
+    x: &'a [T],
+    weight: &'a [T],
+    bias: Option<&'a [T]>,
+    eps: T,
+    y: &'a mut [T],
+    mean: Option<&'a mut [T]>,
+    rstd: &'a mut [T],
+}
+
+impl<T: Float> Kernel<T> for Forward<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let Self { x, weight, bias, eps, y, mut mean, rstd } = self;
+        let d = weight.len();
+        let scale = T::ONE / T::from_usize(d.max(1));
+        for (i, rstd) in rstd.iter_mut().enumerate() {
+            let x = &x[i * d..(i + 1) * d];
+            let first = if mean.is_some() { moments(s, x, T::ZERO).0 * scale } else { T::ZERO };
+            let (sum, squares) = moments(s, x, first);
+            let rest = if mean.is_some() { sum * scale } else { T::ZERO };
+            *rstd = T::ONE / ((squares * scale - rest * rest).max(T::ZERO) + eps).sqrt();
+            // `max` drops a NaN, which `y` must keep.
+            if squares != squares {
+                *rstd = squares;
+            }
+            if let Some(mean) = mean.as_mut() {
+                mean[i] = first + rest;
+            }
+            let (first, rest, rstd) = (s.splat(first), s.splat(rest), s.splat(*rstd));
+            let y = &mut y[i * d..(i + 1) * d];
+            for j in (0..d).step_by(S::LANES) {
+                let h = s.mul(s.sub(s.sub(load(s, x, j, T::ZERO), first), rest), rstd);
+                let w = load(s, weight, j, T::ZERO);
+                let b = bias.map_or(s.splat(T::ZERO), |b| load(s, b, j, T::ZERO));
+                store(s, y, j, s.mul_add(h, w, b));
+            }
+        }
+    }
+}
+
+/// `sum (x - centre)` and `sum (x - centre)^2`.
+#[inline(always)]
+fn moments<T: Float, S: Simd<T>>(s: S, x: &[T], centre: T) -> (T, T) {
+    let (mut sum, mut squares, c) = (s.splat(T::ZERO), s.splat(T::ZERO), s.splat(centre));
+    for j in (0..x.len()).step_by(S::LANES) {
+        let rest = s.sub(load(s, x, j, centre), c);
+        sum = s.add(sum, rest);
+        squares = s.mul_add(rest, rest, squares);
+    }
+    (s.reduce_sum(sum), s.reduce_sum(squares))
+}
+
+/// Gradients of [`forward`]. Where `residual` is given, `dx` is that much more: the norm's input is often
+/// also carried around the block that the norm opens.
+///
+/// # Errors
+/// Where a length does not fit `dims`.
+pub fn backward<T: Float>(
+    dims: Dims,
+    grad: &[T],
+    x: &[T],
+    weight: &[T],
+    stats: Stats<&[T], &[T]>,
+    residual: Option<&[T]>,
+    dx: &mut [T],
+    dweight: &mut [T],
+    dbias: Option<&mut [T]>,
+) -> Result<()> {
+    let Dims { rows, d } = dims;
+    let len = product("x", &[rows, d])?;
+    for (arg, slice) in [("grad", grad), ("x", x), ("dx", &*dx), ("residual", residual.unwrap_or(x))] {
+        check_len(arg, slice, len)?;
+    }
+    check_len("weight", weight, d)?;
+    check_len("dweight", dweight, d)?;
+    check_len("rstd", stats.rstd, rows)?;
+    stats.mean.map_or(Ok(()), |m| check_len("mean", m, rows))?;
+    dbias.as_ref().map_or(Ok(()), |b| check_len("dbias", b, d))?;
+    let dx = Disjoint::new(dx);
+    let width = if dbias.is_some() { 2 * d } else { d };
+    let mut sums = vec![T::ZERO; width];
+    sum_blocks(rows, d * 16, width, &mut sums, |i, sums| {
+        let part = i * ROWS..((i + 1) * ROWS).min(rows);
+        let cells = part.start * d..part.end * d;
+        let (dweight, dbias) = sums.split_at_mut(d);
+        T::dispatch(Backward {
+            grad: &grad[cells.clone()],
+            x: &x[cells.clone()],
+            weight,
+            mean: stats.mean.map(|m| &m[part.clone()]),
+            rstd: &stats.rstd[part],
+            residual: residual.map(|r| &r[cells.clone()]),
+            // SAFETY: each task has its own rows.
+            dx: unsafe { dx.slice(cells) },
+            dweight,
+            dbias,
+        });
+    });
+    dweight.copy_from_slice(&sums[..d]);
+    if let Some(dbias) = dbias {
+        dbias.copy_from_slice(&sums[d..]);
+    }
+    Ok(())
+}
+
+struct Backward<'a, T> {
+    grad: &'a [T],
+    x: &'a [T],
+    weight: &'a [T],
+    mean: Option<&'a [T]>,
+    rstd: &'a [T],
+    residual: Option<&'a [T]>,
+    dx: &'a mut [T],
+    dweight: &'a mut [T],
+    /// Empty where there is no bias.
+    dbias: &'a mut [T],
+}
+
+impl<T: Float> Kernel<T> for Backward<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let Self { grad, x, weight, mean, rstd, residual, dx, dweight, dbias } = self;
+        let d = weight.len();
+        let scale = T::ONE / T::from_usize(d.max(1));
+        let zero = T::ZERO;
+        for (i, &rstd) in rstd.iter().enumerate() {
+            let row = i * d..(i + 1) * d;
+            let (grad, x, dx) = (&grad[row.clone()], &x[row.clone()], &mut dx[row.clone()]);
+            let residual = residual.map(|r| &r[row]);
+            let (m, r) = (s.splat(mean.map_or(zero, |m| m[i])), s.splat(rstd));
+            let (mut sum_g, mut sum_gh) = (s.splat(zero), s.splat(zero));
+            for j in (0..d).step_by(S::LANES) {
+                let g0 = load(s, grad, j, zero);
+                let h = s.mul(s.sub(load(s, x, j, zero), m), r);
+                let g = s.mul(g0, load(s, weight, j, zero));
+                sum_g = s.add(sum_g, g);
+                sum_gh = s.mul_add(g, h, sum_gh);
+                let dw = s.mul_add(g0, h, load(s, dweight, j, zero));
+                store(s, dweight, j, dw);
+                if !dbias.is_empty() {
+                    let db = s.add(load(s, dbias, j, zero), g0);
+                    store(s, dbias, j, db);
+                }
+            }
+            let mean_g = if mean.is_some() { s.reduce_sum(sum_g) * scale } else { zero };
+            let (mean_g, mean_gh) = (s.splat(mean_g), s.splat(s.reduce_sum(sum_gh) * scale));
+            for j in (0..d).step_by(S::LANES) {
+                let h = s.mul(s.sub(load(s, x, j, zero), m), r);
+                let g = s.mul(load(s, grad, j, zero), load(s, weight, j, zero));
+                let inner = s.sub(s.neg_mul_add(h, mean_gh, g), mean_g);
+                let around = residual.map_or(s.splat(zero), |r| load(s, r, j, zero));
+                store(s, dx, j, s.mul_add(inner, r, around));
+            }
+        }
+    }
+}
