@@ -11,7 +11,7 @@ from . import _core
 
 __all__ = ["config", "show_config"]
 
-_PACKAGES = ("numpy", "scipy", "autograd", "safetensors", "scikit-learn", "soundfile", "pillow", "matplotlib")
+_PACKAGES = ("numpy", "scipy", "autograd", "scikit-learn", "soundfile", "pillow", "matplotlib")
 
 
 def config() -> dict[str, Any]:
