@@ -358,6 +358,19 @@ def test_savers_take_turns(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_any_file_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    checkpoint.write_atomically(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left on device: .*page.html"):
+            checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    checkpoint.write_atomically(path, b"newer")
+    assert path.read_bytes() == b"newer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # --- a changed bit is found -------------------------------------------------------------------------------
 
 

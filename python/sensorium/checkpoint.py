@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_arrays", "flatten", "load", "save", "unflatten"]
+__all__ = ["check_arrays", "flatten", "load", "save", "unflatten", "write_atomically"]
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Array: TypeAlias = NDArray[Any]
@@ -105,25 +105,41 @@ def save(
     """
     stored = _stored(arrays)
     header, digest_at = _header(stored, {} if metadata is None else metadata)
-    target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with _partial(partial) as fd:
-            digest = hashlib.sha256()
-            pieces: list[bytes | memoryview[int]] = [header, *(_bytes(array) for _, array in stored)]
-            for piece in pieces:
-                digest.update(piece)
-                _write(fd, piece)
-            os.lseek(fd, digest_at, os.SEEK_SET)
-            _write(fd, digest.hexdigest().encode())
-            os.fsync(fd)
-            if os.name != "nt":  # while the lock is held: nobody else may begin to write to the neighbour
-                partial.replace(target)
-        if os.name == "nt":  # an open file cannot be renamed there
-            partial.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+    with _replacing(path) as fd:
+        digest = hashlib.sha256()
+        pieces: list[bytes | memoryview[int]] = [header, *(_bytes(array) for _, array in stored)]
+        for piece in pieces:
+            digest.update(piece)
+            _write(fd, piece)
+        os.lseek(fd, digest_at, os.SEEK_SET)
+        _write(fd, digest.hexdigest().encode())
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file of any kind the way :func:`save` does: whole, or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    data : bytes
+        All of it.
+
+    Raises
+    ------
+    OSError
+        Where the disk is full or the place cannot be written; what was there before is still there.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomically(pathlib.Path(folder) / "metrics.json", b"{}")
+    ...     (pathlib.Path(folder) / "metrics.json").read_text()
+    '{}'
+    """
+    with _replacing(path) as fd:
+        _write(fd, data)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, JSON]]:
@@ -364,8 +380,26 @@ def _write(fd: int, data: bytes | memoryview[int]) -> None:
 
 
 @contextlib.contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[int]:
+    """Open a neighbour of ``path`` to write to; it takes the place of ``path`` where writing ends well."""
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with _partial(partial) as fd:
+            yield fd
+            os.fsync(fd)
+            if os.name != "nt":  # while the lock is held: nobody else may begin to write to the neighbour
+                partial.replace(target)
+        if os.name == "nt":  # an open file cannot be renamed there
+            partial.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+
+
+@contextlib.contextmanager
 def _partial(path: Path) -> Iterator[int]:
-    """Open the neighbour to write to, held by a lock, empty; remove it where writing does not end well."""
+    """Open the neighbour, held by a lock, empty; remove it where writing does not end well."""
     fd = _open_locked(path)
     try:
         yield fd
