@@ -363,7 +363,7 @@ def test_any_file_is_replaced_whole(tmp_path, monkeypatch):
     checkpoint.write_atomically(path, b"old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left on device: .*page.html"):
+        with pytest.raises(OSError, match=r"No space left on device: .*page\.html"):
             checkpoint.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     checkpoint.write_atomically(path, b"newer")
