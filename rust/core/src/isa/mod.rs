@@ -20,6 +20,7 @@ mod portable;
 mod x86;
 
 use crate::{Error, Float, Result};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use portable::Portable;
@@ -176,30 +177,38 @@ impl Level {
     /// Levels that this processor can run, lowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let mut levels = vec![Self::Baseline];
-            let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
-            if avx2 {
-                levels.push(Self::Avx2);
-            }
-            let avx512 = std::is_x86_feature_detected!("avx512f")
+        detected().to_vec()
+    }
+}
+
+fn detected() -> &'static [Level] {
+    static DETECTED: OnceLock<Vec<Level>> = OnceLock::new();
+    DETECTED.get_or_init(detect)
+}
+
+fn detect() -> Vec<Level> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut levels = vec![Level::Baseline];
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            levels.push(Level::Avx2);
+            if std::is_x86_feature_detected!("avx512f")
                 && std::is_x86_feature_detected!("avx512bw")
                 && std::is_x86_feature_detected!("avx512dq")
-                && std::is_x86_feature_detected!("avx512vl");
-            if avx2 && avx512 {
-                levels.push(Self::Avx512);
+                && std::is_x86_feature_detected!("avx512vl")
+            {
+                levels.push(Level::Avx512);
             }
-            levels
         }
-        #[cfg(target_arch = "aarch64")]
-        {
-            vec![Self::Neon]
-        }
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        {
-            vec![Self::Baseline]
-        }
+        levels
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        vec![Level::Neon]
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        vec![Level::Baseline]
     }
 }
 
@@ -215,12 +224,12 @@ pub fn level() -> Level {
         2 => Level::Neon,
         3 => Level::Avx2,
         4 => Level::Avx512,
-        _ => detect(),
+        _ => from_environment(),
     }
 }
 
 #[cold]
-fn detect() -> Level {
+fn from_environment() -> Level {
     let cap = std::env::var("SENSORIUM_ISA").ok().and_then(|name| Level::from_name(&name).ok());
     set_level(cap.unwrap_or(Level::Avx512))
 }
@@ -235,7 +244,7 @@ pub fn set_level(cap: Level) -> Level {
 
 /// The highest available level that is not above `cap`, or the lowest available.
 pub(crate) fn capped(cap: Level) -> Level {
-    let available = Level::available();
+    let available = detected();
     *available.iter().rev().find(|&&l| l <= cap).unwrap_or(&available[0])
 }
 

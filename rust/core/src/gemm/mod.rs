@@ -1,0 +1,206 @@
+//! Matrix products.
+
+mod block;
+mod pack;
+mod plan;
+mod scratch;
+mod tile;
+
+use crate::threads::{self, Disjoint};
+use crate::{Error, Float, Kernel, Result, Simd, isa};
+use block::Block;
+use scratch::Scratch;
+use std::ops::Range;
+
+pub use plan::{PackB, Plan};
+pub use tile::{VECTORS, rows, tile};
+
+/// Sizes of a product: `C (m, n) = A (m, k) B (k, n)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Rows of `A` and `C`.
+    pub m: usize,
+    /// Columns of `B` and `C`.
+    pub n: usize,
+    /// Columns of `A`, rows of `B`.
+    pub k: usize,
+}
+
+/// A matrix in a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
+#[derive(Debug, Clone, Copy)]
+pub struct MatRef<'a, T> {
+    /// Elements.
+    pub data: &'a [T],
+    /// Distance between rows.
+    pub row_stride: usize,
+    /// Distance between columns.
+    pub col_stride: usize,
+}
+
+impl<'a, T> MatRef<'a, T> {
+    /// A row-major matrix with `cols` columns.
+    #[must_use]
+    pub const fn rows(data: &'a [T], cols: usize) -> Self {
+        Self { data, row_stride: cols, col_stride: 1 }
+    }
+
+    /// The transpose.
+    #[must_use]
+    pub const fn t(self) -> Self {
+        Self { data: self.data, row_stride: self.col_stride, col_stride: self.row_stride }
+    }
+
+    /// Where element `(i, j)` is; only to be read where the matrix holds it.
+    fn at(&self, i: usize, j: usize) -> *const T {
+        self.data.as_ptr().wrapping_add(i * self.row_stride + j * self.col_stride)
+    }
+
+    fn holds(&self, rows: usize, cols: usize) -> bool {
+        rows == 0
+            || cols == 0
+            || (rows - 1)
+                .checked_mul(self.row_stride)
+                .and_then(|r| (cols - 1).checked_mul(self.col_stride)?.checked_add(r))
+                .is_some_and(|last| last < self.data.len())
+    }
+}
+
+/// `out = A B + beta * out`, row-major `out (m, n)`; `beta = 0` overwrites without reading.
+///
+/// # Errors
+/// [`Error::Len`] where a slice does not fit its sizes.
+pub fn gemm<T: Float>(dims: Dims, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, out: &mut [T]) -> Result<()> {
+    product(dims, a, b, beta, out, None, None)
+}
+
+/// [`gemm`] that hands every block of finished rows to `epilogue` while it is in cache: the indices of the rows
+/// and their elements, `n` to a row. Blocks come in any order, on any thread.
+///
+/// # Errors
+/// [`Error::Len`] where a slice does not fit its sizes.
+pub fn gemm_with<T: Float>(
+    dims: Dims,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    beta: T,
+    out: &mut [T],
+    epilogue: impl Fn(Range<usize>, &mut [T]) + Sync,
+) -> Result<()> {
+    product(dims, a, b, beta, out, None, Some(&epilogue))
+}
+
+/// What is done with a block of finished rows.
+type Epilogue<'a, T> = &'a (dyn Fn(Range<usize>, &mut [T]) + Sync);
+
+/// [`gemm`] by a given plan.
+#[doc(hidden)]
+pub fn gemm_by<T: Float>(
+    dims: Dims,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    beta: T,
+    out: &mut [T],
+    plan: Plan,
+) -> Result<()> {
+    product(dims, a, b, beta, out, Some(plan), None)
+}
+
+fn product<T: Float>(
+    dims: Dims,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    beta: T,
+    out: &mut [T],
+    plan: Option<Plan>,
+    epilogue: Option<Epilogue<'_, T>>,
+) -> Result<()> {
+    let Dims { m, n, k } = dims;
+    let len = |arg, want, got| Err(Error::Len { arg, want, got });
+    if !a.holds(m, k) {
+        return len("a", m * k, a.data.len());
+    }
+    if !b.holds(k, n) {
+        return len("b", k * n, b.data.len());
+    }
+    if out.len() != m * n {
+        return len("out", m * n, out.len());
+    }
+    if out.is_empty() {
+        return Ok(());
+    }
+    // One level for the whole product: panels are as wide as its vectors.
+    let level = isa::level();
+    let width = T::dispatch_at(level, PanelWidth);
+    let panels = n.div_ceil(width);
+    let plan = plan.unwrap_or_else(|| Plan::new(dims, &a, &b, width));
+    let mut scratch = Scratch::take();
+    let packed_b = (plan.pack_b == PackB::Shared).then(|| {
+        let packed = scratch.get::<T>(panels * width * k);
+        threads::for_each_block(packed, width * k, width * k * 4, |panel, out| {
+            T::dispatch_at(level, PackPanelOfB { dims, b, col: panel * width, out });
+        });
+        &*packed
+    });
+    let col_blocks = panels.div_ceil(plan.block_panels);
+    let row_blocks = m.div_ceil(plan.block_rows);
+    let block_cols = plan.block_panels.saturating_mul(width);
+    let work = k.saturating_mul(plan.block_rows.min(m)).saturating_mul(block_cols.min(n));
+    let rows_of = |block: usize| block * plan.block_rows..((block + 1) * plan.block_rows).min(m);
+    let elements_of = |rows: &Range<usize>| rows.start * n..rows.end * n;
+    let shared = Disjoint::new(out);
+    threads::for_each(row_blocks * col_blocks, work, |task| {
+        let (rows, first) = (rows_of(task / col_blocks), task % col_blocks * block_cols);
+        let cols = first..first.saturating_add(block_cols).min(n);
+        T::dispatch_at(
+            level,
+            Block { dims, a, b, beta, plan, packed_b, rows: rows.clone(), cols, out: &shared },
+        );
+        if let Some(epilogue) = epilogue
+            && col_blocks == 1
+        {
+            // SAFETY: these rows belong to this task alone.
+            epilogue(rows.clone(), unsafe { shared.slice(elements_of(&rows)) });
+        }
+    });
+    if let Some(epilogue) = epilogue
+        && col_blocks > 1
+    {
+        threads::for_each(row_blocks, plan.block_rows * n, |block| {
+            let rows = rows_of(block);
+            // SAFETY: blocks of rows do not overlap, and the product is done with them.
+            epilogue(rows.clone(), unsafe { shared.slice(elements_of(&rows)) });
+        });
+    }
+    Ok(())
+}
+
+/// Columns of a panel of `B`.
+struct PanelWidth;
+impl<T: Float> Kernel<T> for PanelWidth {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, _: S) -> usize {
+        VECTORS * S::LANES
+    }
+}
+
+/// Packs all of `k` for the panel of `B` that starts at column `col`.
+struct PackPanelOfB<'a, T> {
+    dims: Dims,
+    b: MatRef<'a, T>,
+    col: usize,
+    out: &'a mut [T],
+}
+impl<T: Float> Kernel<T> for PackPanelOfB<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let width = VECTORS * S::LANES;
+        let src = self.b.at(0, self.col);
+        let strides = (self.b.col_stride, self.b.row_stride);
+        // SAFETY: `b` holds k rows and n columns.
+        unsafe {
+            pack::panel(s, width, width.min(self.dims.n - self.col), self.dims.k, src, strides, self.out);
+        }
+    }
+}
