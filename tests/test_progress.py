@@ -78,12 +78,13 @@ def test_the_live_display_cleans_up_and_leaves_the_last_line():
 def test_the_cursor_comes_back_after_an_error():
     file = io.StringIO()
 
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Progress(Console(file=file, force_terminal=True), live=True) as progress,
-    ):
-        progress(record(1.0))
-        raise KeyboardInterrupt
+    def interrupted():
+        with Progress(Console(file=file, force_terminal=True), live=True) as progress:
+            progress(record(1.0))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert "\x1b[?25h" in file.getvalue()
 
 
