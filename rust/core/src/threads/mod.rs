@@ -1,28 +1,24 @@
 //! The thread pool: blocks of fixed size, taken in any order, reduced in index order.
 //!
 //! The caller works too: `n` threads are the caller and `n - 1` helpers. One thread means no pool at all.
-//! How work is cut never depends on the number of threads, so results do not either. A pool belongs to the
-//! process that made it: after `fork` the child makes its own, without taking any lock.
+//! How work is cut never changes a result, so the number of threads does not either. A pool belongs to the
+//! process that made it: after `fork` the child makes its own, without taking any lock. A call from inside a
+//! task, or while another thread's call has the helpers, runs on the thread that made it.
+
+mod pool;
 
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most threads that can be asked for.
 pub const MAX_THREADS: usize = 256;
 
-/// Work (about one floating-point operation a unit) below which a call stays on one thread: waking a helper
-/// costs 5 to 50 microseconds, in which one core does about a million operations.
+/// Work (about one floating-point operation a unit) below which a call stays on one thread: waking a helper that
+/// sleeps costs 3 to 10 microseconds, in which one core does about half a million operations.
 pub const MIN_PARALLEL_WORK: usize = 1 << 20;
 
-struct Pool {
-    process: u32,
-    helpers: rayon::ThreadPool,
-}
-
-/// Pools by number of helpers, made when first used and kept: switching the count costs nothing.
-static POOLS: [AtomicPtr<Pool>; MAX_THREADS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; MAX_THREADS];
 /// Threads for the whole process; 0 until set.
 static GLOBAL: AtomicUsize = AtomicUsize::new(0);
 
@@ -64,31 +60,6 @@ pub fn set_local_num_threads(n: usize) -> usize {
     LOCAL.replace(n.min(MAX_THREADS))
 }
 
-fn pool(helpers: usize) -> Option<&'static rayon::ThreadPool> {
-    let slot = &POOLS[helpers];
-    let current = slot.load(Ordering::Acquire);
-    // SAFETY: a slot holds null or a leaked box, which nothing frees.
-    if let Some(pool) = unsafe { current.as_ref() }
-        && pool.process == std::process::id()
-    {
-        return Some(&pool.helpers);
-    }
-    // First use, or the first in a child process, whose parent's helpers do not exist here.
-    let built =
-        rayon::ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("sensorium-{i}"));
-    let fresh = Box::into_raw(Box::new(Pool { process: std::process::id(), helpers: built.build().ok()? }));
-    let kept = match slot.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => fresh,
-        Err(other) => {
-            // SAFETY: `fresh` was not published; it is ours to free.
-            drop(unsafe { Box::from_raw(fresh) });
-            other
-        }
-    };
-    // SAFETY: as above, and never null: it is ours, or another thread's of this process.
-    unsafe { kept.as_ref() }.map(|pool| &pool.helpers)
-}
-
 /// Calls `f` for each index in `0..tasks`, on several threads where `tasks * work_per_task` is worth it.
 ///
 /// Tasks start in index order and may run in any; each must write where no other does.
@@ -98,13 +69,8 @@ pub fn for_each(tasks: usize, work_per_task: usize, f: impl Fn(usize) + Sync) {
         (0..tasks).for_each(f);
         return;
     }
-    let Some(pool) = pool(num_threads() - 1) else {
-        // No thread can be made (a limit of the system): one still can.
-        (0..tasks).for_each(f);
-        return;
-    };
     let next = AtomicUsize::new(0);
-    let drain = || {
+    pool::run(threads - 1, &|| {
         loop {
             let task = next.fetch_add(1, Ordering::Relaxed);
             if task >= tasks {
@@ -112,12 +78,6 @@ pub fn for_each(tasks: usize, work_per_task: usize, f: impl Fn(usize) + Sync) {
             }
             f(task);
         }
-    };
-    pool.in_place_scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| drain());
-        }
-        drain();
     });
 }
 
@@ -193,12 +153,100 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_panic_in_a_task_reaches_the_caller() {
-        let before = set_local_num_threads(2);
-        let caught =
-            std::panic::catch_unwind(|| for_each(8, MIN_PARALLEL_WORK, |i| assert!(i != 5, "task five")));
-        assert!(caught.is_err());
+    /// `for_each` with the thread count of the calling thread set to `threads`.
+    fn with_threads(threads: usize, tasks: usize, f: impl Fn(usize) + Sync) {
+        let before = set_local_num_threads(threads);
+        for_each(tasks, MIN_PARALLEL_WORK, f);
         set_local_num_threads(before);
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
+        for round in 0..100 {
+            let caught = std::panic::catch_unwind(|| {
+                with_threads(3, 8, |i| assert!(i != round % 8, "task {i} of round {round}"));
+            });
+            let words = *caught.unwrap_err().downcast::<String>().unwrap();
+            assert_eq!(words, format!("task {} of round {round}", round % 8));
+            let sum = AtomicUsize::new(0);
+            with_threads(3, 8, |i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 28);
+        }
+    }
+
+    #[test]
+    fn callers_at_once_and_nested_calls_finish() {
+        let total = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for caller in 0..4 {
+                let total = &total;
+                scope.spawn(move || {
+                    for round in 0..200 {
+                        with_threads(1 + (caller + round) % 4, 5, |_| {
+                            with_threads(2, 3, |_| {
+                                total.fetch_add(1, Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(total.into_inner(), 4 * 200 * 5 * 3);
+    }
+
+    #[test]
+    fn helpers_do_work_after_they_slept() {
+        // Each of two tasks waits for the other: only two threads at once get through.
+        for rest in [0, 1, 30] {
+            std::thread::sleep(std::time::Duration::from_millis(rest));
+            let started = AtomicUsize::new(0);
+            // Another test's job may have the helpers: then this one runs alone, gives up, and tries again.
+            let together = (0..50).any(|_| {
+                started.store(0, Ordering::SeqCst);
+                let met = AtomicUsize::new(0);
+                with_threads(2, 2, |_| {
+                    started.fetch_add(1, Ordering::SeqCst);
+                    let until = std::time::Instant::now() + std::time::Duration::from_millis(200);
+                    while started.load(Ordering::SeqCst) < 2 && std::time::Instant::now() < until {
+                        std::thread::yield_now();
+                    }
+                    if started.load(Ordering::SeqCst) == 2 && std::time::Instant::now() < until {
+                        met.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+                met.into_inner() == 2
+            });
+            assert!(together, "after {rest} ms of rest");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_child_process_makes_its_own_pool() {
+        with_threads(2, 2, |_| ());
+        // SAFETY: the child calls only what this test is about, and leaves without unwinding or destructors.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0, "fork failed");
+        if child == 0 {
+            let sum = AtomicUsize::new(0);
+            with_threads(2, 100, |i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(sum.into_inner() != 4950)) };
+        }
+        let mut status = 0;
+        let ended = (0..1000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            // SAFETY: asks for the child above, without waiting.
+            unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) == child }
+        });
+        if !ended {
+            // SAFETY: the child above, which is still there.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+        assert!(ended && status == 0, "the child hung, or has the wrong sum");
     }
 }
