@@ -362,42 +362,142 @@ def test_results_are_new_arrays():
 
 ONES = np.ones((2, 3))
 ERRORS = [
-    (lambda: ops.layer_norm(ONES, np.ones(4)), sensorium.ShapeError, r"weight has shape \(4,\), expected \(3,\) to fit x"),
-    (lambda: ops.layer_norm(ONES, np.ones(3), np.ones(2)), sensorium.ShapeError, r"bias has shape \(2,\), expected \(3,\) to fit weight"),
-    (lambda: ops.layer_norm(1.0, np.ones(3)), sensorium.ShapeError, r"x has shape \(\), expected at least one dimension"),
-    (lambda: ops.layer_norm(ONES, np.ones(3), eps=-1), sensorium.ArgumentError, "eps must not be negative, not -1"),
-    (lambda: ops.layer_norm(ONES, np.ones(3), eps=np.nan), sensorium.ArgumentError, "eps must be finite, not nan"),
-    (lambda: ops.layer_norm(ONES, np.ones(3, np.float32)), sensorium.DTypeError, "weight has dtype float32 but x has float64"),
-    (lambda: ops.layer_norm(np.ones((2, 3), int), np.ones(3)), sensorium.DTypeError, "x has dtype int64, expected float32 or float64"),
-    (lambda: ops.layer_norm_backward(ONES, ONES, np.ones(3), np.ones(3), np.ones(2)), sensorium.ShapeError, "mean has shape"),
-    (lambda: ops.rms_norm_backward(ONES, ONES, np.ones(3), np.ones(3)), sensorium.ShapeError, "rstd has shape"),
-    (lambda: ops.rms_norm_backward(ONES[:1], ONES, np.ones(3), np.ones(2)), sensorium.ShapeError, "grad has shape"),
-    (lambda: ops.rms_norm_backward(ONES, ONES, np.ones(3), np.ones(2), residual=ONES.T), sensorium.ShapeError, "residual has shape"),
-    (lambda: ops.gelu_backward(ONES, ONES.T), sensorium.ShapeError, r"grad has shape \(2, 3\), expected \(3, 2\) to fit x"),
+    (
+        lambda: ops.layer_norm(ONES, np.ones(4)),
+        sensorium.ShapeError,
+        r"weight has shape \(4,\), expected \(3,\) to fit x",
+    ),
+    (
+        lambda: ops.layer_norm(ONES, np.ones(3), np.ones(2)),
+        sensorium.ShapeError,
+        r"bias has shape \(2,\), expected \(3,\) to fit weight",
+    ),
+    (
+        lambda: ops.layer_norm(1.0, np.ones(3)),
+        sensorium.ShapeError,
+        r"x has shape \(\), expected at least one dimension",
+    ),
+    (
+        lambda: ops.layer_norm(ONES, np.ones(3), eps=-1),
+        sensorium.ArgumentError,
+        "eps must not be negative, not -1",
+    ),
+    (
+        lambda: ops.layer_norm(ONES, np.ones(3), eps=np.nan),
+        sensorium.ArgumentError,
+        "eps must be finite, not nan",
+    ),
+    (
+        lambda: ops.layer_norm(ONES, np.ones(3, np.float32)),
+        sensorium.DTypeError,
+        "weight has dtype float32 but x has float64",
+    ),
+    (
+        lambda: ops.layer_norm(np.ones((2, 3), int), np.ones(3)),
+        sensorium.DTypeError,
+        "x has dtype int64, expected float32 or float64",
+    ),
+    (
+        lambda: ops.layer_norm_backward(ONES, ONES, np.ones(3), np.ones(3), np.ones(2)),
+        sensorium.ShapeError,
+        "mean has shape",
+    ),
+    (
+        lambda: ops.rms_norm_backward(ONES, ONES, np.ones(3), np.ones(3)),
+        sensorium.ShapeError,
+        "rstd has shape",
+    ),
+    (
+        lambda: ops.rms_norm_backward(ONES[:1], ONES, np.ones(3), np.ones(2)),
+        sensorium.ShapeError,
+        "grad has shape",
+    ),
+    (
+        lambda: ops.rms_norm_backward(ONES, ONES, np.ones(3), np.ones(2), residual=ONES.T),
+        sensorium.ShapeError,
+        "residual has shape",
+    ),
+    (
+        lambda: ops.gelu_backward(ONES, ONES.T),
+        sensorium.ShapeError,
+        r"grad has shape \(2, 3\), expected \(3, 2\) to fit x",
+    ),
     (lambda: ops.silu(np.ones(3, np.float16)), sensorium.DTypeError, "x has dtype float16"),
     (lambda: ops.linear(ONES, np.ones((4, 2))), sensorium.ShapeError, "weight has D_in=4 but x has D_in=3"),
-    (lambda: ops.linear(ONES, np.ones(3)), sensorium.ShapeError, r"weight has shape \(3,\), expected 2 dimensions"),
+    (
+        lambda: ops.linear(ONES, np.ones(3)),
+        sensorium.ShapeError,
+        r"weight has shape \(3,\), expected 2 dimensions",
+    ),
     (lambda: ops.linear(ONES, np.eye(3), np.ones(2)), sensorium.ShapeError, "bias has shape"),
     (lambda: ops.linear(ONES, np.eye(3), residual=ONES.T), sensorium.ShapeError, "residual has shape"),
-    (lambda: ops.linear(ONES, np.eye(3), activation="relu"), sensorium.ArgumentError, 'activation must be None, "gelu" or "silu", not "relu"'),
-    (lambda: ops.linear_backward(ONES, ONES, np.eye(3), activation="gelu"), sensorium.ArgumentError, "pre must be given with an activation"),
+    (
+        lambda: ops.linear(ONES, np.eye(3), activation="relu"),
+        sensorium.ArgumentError,
+        'activation must be None, "gelu" or "silu", not "relu"',
+    ),
+    (
+        lambda: ops.linear_backward(ONES, ONES, np.eye(3), activation="gelu"),
+        sensorium.ArgumentError,
+        "pre must be given with an activation",
+    ),
     (lambda: ops.linear_backward(ONES.T, ONES, np.eye(3)), sensorium.ShapeError, "grad has shape"),
-    (lambda: ops.linear_backward(ONES, ONES, np.eye(3), activation="gelu", pre=ONES.T), sensorium.ShapeError, "pre has shape"),
-    (lambda: ops.cross_entropy(ONES, np.array([0, 3])), sensorium.ArgumentError, "targets holds 3, expected classes from 0 to 2"),
+    (
+        lambda: ops.linear_backward(ONES, ONES, np.eye(3), activation="gelu", pre=ONES.T),
+        sensorium.ShapeError,
+        "pre has shape",
+    ),
+    (
+        lambda: ops.cross_entropy(ONES, np.array([0, 3])),
+        sensorium.ArgumentError,
+        "targets holds 3, expected classes from 0 to 2",
+    ),
     (lambda: ops.cross_entropy(ONES, np.array([0, -1])), sensorium.ArgumentError, "targets holds -1"),
     (lambda: ops.cross_entropy(ONES, np.array([0])), sensorium.ShapeError, "targets has shape"),
-    (lambda: ops.cross_entropy(ONES, np.array([0.0, 1.0])), sensorium.DTypeError, "targets has dtype float64, expected integers"),
-    (lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.array([1.0, -2.0])), sensorium.ArgumentError, "weights must be finite and not negative, found -2"),
-    (lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.array([1.0, np.nan])), sensorium.ArgumentError, "weights must be finite and not negative, found NaN"),
-    (lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.ones(3)), sensorium.ShapeError, "weights has shape"),
-    (lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.array(["a", "b"])), sensorium.DTypeError, "weights has dtype"),
-    (lambda: ops.cross_entropy_backward(1.0, ONES, np.array([0, 1]), None, np.ones(3)), sensorium.ShapeError, "lse has shape"),
-    (lambda: ops.embedding(ONES, np.array([2])), sensorium.ArgumentError, "indices holds 2, expected indices from 0 to 1"),
+    (
+        lambda: ops.cross_entropy(ONES, np.array([0.0, 1.0])),
+        sensorium.DTypeError,
+        "targets has dtype float64, expected integers",
+    ),
+    (
+        lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.array([1.0, -2.0])),
+        sensorium.ArgumentError,
+        "weights must be finite and not negative, found -2",
+    ),
+    (
+        lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.array([1.0, np.nan])),
+        sensorium.ArgumentError,
+        "weights must be finite and not negative, found NaN",
+    ),
+    (
+        lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.ones(3)),
+        sensorium.ShapeError,
+        "weights has shape",
+    ),
+    (
+        lambda: ops.cross_entropy(ONES, np.array([0, 1]), np.array(["a", "b"])),
+        sensorium.DTypeError,
+        "weights has dtype",
+    ),
+    (
+        lambda: ops.cross_entropy_backward(1.0, ONES, np.array([0, 1]), None, np.ones(3)),
+        sensorium.ShapeError,
+        "lse has shape",
+    ),
+    (
+        lambda: ops.embedding(ONES, np.array([2])),
+        sensorium.ArgumentError,
+        "indices holds 2, expected indices from 0 to 1",
+    ),
     (lambda: ops.embedding(ONES, np.array([-1])), sensorium.ArgumentError, "indices holds -1"),
-    (lambda: ops.embedding(np.ones(3), np.array([0])), sensorium.ShapeError, r"table has shape \(3,\), expected 2 dimensions \(V, D\)"),
+    (
+        lambda: ops.embedding(np.ones(3), np.array([0])),
+        sensorium.ShapeError,
+        r"table has shape \(3,\), expected 2 dimensions \(V, D\)",
+    ),
     (lambda: ops.embedding_backward(ONES, np.array([0]), 2), sensorium.ShapeError, "grad has shape"),
     (lambda: ops.embedding_backward(ONES, np.array([0, 2]), 2), sensorium.ArgumentError, "indices holds 2"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "error", "words"), ERRORS)

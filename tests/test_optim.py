@@ -191,25 +191,81 @@ def test_mixed_dtypes_in_one_tree():
 
 W = {"w": np.ones(2)}
 ERRORS = [
-    (lambda: adamw_step(W, {"v": np.ones(2)}, adamw_init(W), lr=0.1), sensorium.ArgumentError, "grads lacks the key 'w'"),
-    (lambda: adamw_step(W, {"w": np.ones(2), "v": 1}, adamw_init(W), lr=0.1), sensorium.ArgumentError, "grads has an unknown key 'v'"),
-    (lambda: adamw_step(W, {"w": np.ones(3)}, adamw_init(W), lr=0.1), sensorium.ShapeError, r"grads.w has shape \(3,\), expected \(2,\)"),
-    (lambda: adamw_step(W, {"w": np.ones(2, np.float32)}, adamw_init(W), lr=0.1), sensorium.DTypeError, "grads.w has dtype float32, expected float64"),
-    (lambda: adamw_step(W, W, adamw_init(W), lr=-0.1), sensorium.ArgumentError, "lr must not be negative, not -0.1"),
-    (lambda: adamw_step(W, W, adamw_init(W), lr=0.1, betas=(0.9, 1.0)), sensorium.ArgumentError, r"betas\[1\] must be from 0 to below 1, not 1"),
-    (lambda: adamw_step(W, W, adamw_init(W), lr=0.1, eps=0), sensorium.ArgumentError, "eps must be above 0, not 0"),
-    (lambda: adamw_step(W, {"w": np.ones(2)}, adamw_init(W), lr=0.1, max_norm=0), sensorium.ArgumentError, "max_norm must be above 0"),
-    (lambda: adamw_step({"w": np.ones(2, int)}, {"w": np.ones(2, int)}, adamw_init({"w": np.ones(2, int)}), lr=0.1), sensorium.DTypeError, "w has dtype int64, expected float32 or float64"),
-    (lambda: adamw_step({"w": np.ones((2, 2)).T[:1]}, {"w": np.ones((1, 2))}, adamw_init({"w": np.ones((1, 2))}), lr=0.1), sensorium.ArgumentError, "params must be C-contiguous to be updated in place"),
+    (
+        lambda: adamw_step(W, {"v": np.ones(2)}, adamw_init(W), lr=0.1),
+        sensorium.ArgumentError,
+        "grads lacks the key 'w'",
+    ),
+    (
+        lambda: adamw_step(W, {"w": np.ones(2), "v": 1}, adamw_init(W), lr=0.1),
+        sensorium.ArgumentError,
+        "grads has an unknown key 'v'",
+    ),
+    (
+        lambda: adamw_step(W, {"w": np.ones(3)}, adamw_init(W), lr=0.1),
+        sensorium.ShapeError,
+        r"grads.w has shape \(3,\), expected \(2,\)",
+    ),
+    (
+        lambda: adamw_step(W, {"w": np.ones(2, np.float32)}, adamw_init(W), lr=0.1),
+        sensorium.DTypeError,
+        "grads.w has dtype float32, expected float64",
+    ),
+    (
+        lambda: adamw_step(W, W, adamw_init(W), lr=-0.1),
+        sensorium.ArgumentError,
+        "lr must not be negative, not -0.1",
+    ),
+    (
+        lambda: adamw_step(W, W, adamw_init(W), lr=0.1, betas=(0.9, 1.0)),
+        sensorium.ArgumentError,
+        r"betas\[1\] must be from 0 to below 1, not 1",
+    ),
+    (
+        lambda: adamw_step(W, W, adamw_init(W), lr=0.1, eps=0),
+        sensorium.ArgumentError,
+        "eps must be above 0, not 0",
+    ),
+    (
+        lambda: adamw_step(W, {"w": np.ones(2)}, adamw_init(W), lr=0.1, max_norm=0),
+        sensorium.ArgumentError,
+        "max_norm must be above 0",
+    ),
+    (
+        lambda: adamw_step(
+            {"w": np.ones(2, int)}, {"w": np.ones(2, int)}, adamw_init({"w": np.ones(2, int)}), lr=0.1
+        ),
+        sensorium.DTypeError,
+        "w has dtype int64, expected float32 or float64",
+    ),
+    (
+        lambda: adamw_step(
+            {"w": np.ones((2, 2)).T[:1]}, {"w": np.ones((1, 2))}, adamw_init({"w": np.ones((1, 2))}), lr=0.1
+        ),
+        sensorium.ArgumentError,
+        "params must be C-contiguous to be updated in place",
+    ),
     (lambda: clip_grad_norm({"w": np.ones(2, int)}, 1.0), sensorium.DTypeError, "grads.w has dtype int64"),
     (lambda: clip_grad_norm({"w": 1.0}, 1.0), sensorium.DTypeError, "grads.w is a float, expected an array"),
     (lambda: clip_grad_norm(W, -1.0), sensorium.ArgumentError, "max_norm must be above 0, not -1"),
-    (lambda: ema_update(W, {"w": np.ones(2)}, 1.5), sensorium.ArgumentError, "decay must be from 0 to 1, not 1.5"),
+    (
+        lambda: ema_update(W, {"w": np.ones(2)}, 1.5),
+        sensorium.ArgumentError,
+        "decay must be from 0 to 1, not 1.5",
+    ),
     (lambda: ema_update(W, {"w": np.ones(3)}, 0.5), sensorium.ShapeError, r"params.w has shape \(3,\)"),
-    (lambda: ema_update(W, {"w": {"x": np.ones(3)}}, 0.5), sensorium.ArgumentError, "params.w is a dict, expected a leaf"),
-    (lambda: ema_update({"w": [np.ones(1)]}, {"w": []}, 0.5), sensorium.ArgumentError, "params.w must be a sequence of 1"),
+    (
+        lambda: ema_update(W, {"w": {"x": np.ones(3)}}, 0.5),
+        sensorium.ArgumentError,
+        "params.w is a dict, expected a leaf",
+    ),
+    (
+        lambda: ema_update({"w": [np.ones(1)]}, {"w": []}, 0.5),
+        sensorium.ArgumentError,
+        "params.w must be a sequence of 1",
+    ),
     (lambda: ema_update(W, np.ones(1), 0.5), sensorium.ArgumentError, "params is a ndarray, expected a dict"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "error", "words"), ERRORS)
