@@ -124,6 +124,13 @@ def check_norm_gradients(got, want, case, mean, rstd):
         assert got[2] is None
 
 
+def test_rows_whose_squares_overflow_single_precision():
+    x = (np.random.default_rng(0).standard_normal((3, 40)) * 1e30).astype(np.float32)
+    ones = np.ones(40, np.float32)
+    for name in ("layer_norm", "rms_norm"):
+        close(getattr(ops, name)(x, ones), getattr(reference, name)(x, ones), 1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.3e7, 1.7e15])
 def test_a_constant_row_gives_the_bias(dtype, value):

@@ -5,6 +5,7 @@ Kernels are in Rust; everything else is NumPy that reads as the mathematics it c
 
 from ._config import show_config as show_config
 from ._core import __version__ as __version__
+from ._memory import keep_pages as keep_pages
 from ._threads import get_num_threads as get_num_threads
 from ._threads import num_threads as num_threads
 from ._threads import set_num_threads as set_num_threads

@@ -43,7 +43,7 @@ def linear(
     keep_pre: bool,
 ) -> tuple[_Array, _Array | None]: ...
 def linear_backward(
-    grad: _Array, x: _Array, weight: _Array, has_bias: bool
+    grad: _Array, x: _Array, weight: _Array, has_bias: bool, below: tuple[_Array, str] | None
 ) -> tuple[_Array, _Array, _Array | None]: ...
 def norm(
     x: _Array, weight: _Array, bias: _Array | None, eps: float, centred: bool

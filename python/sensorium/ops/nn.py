@@ -528,7 +528,7 @@ def linear_backward(
         if pre.shape != want:
             _differs("pre", pre.shape, "x @ weight", want)
         grad = _core.activate_backward(grad, pre, activation)
-    return _core.linear_backward(grad, x, weight, has_bias)
+    return _core.linear_backward(grad, x, weight, has_bias, None)
 
 
 def _loss_inputs(

@@ -5,8 +5,9 @@
 //! an element; there is no power. Beyond `|x| = 32` the sigmoid of GELU is 0 or 1 in `f64` too, so `x` is
 //! clamped there and the cube cannot overflow. NaN stays NaN.
 
-use crate::vector::{exp_nonpositive, load, store};
+use crate::vector::{load, store};
 use sensorium_core::error::check_len;
+use sensorium_core::math::exp_nonpositive;
 use sensorium_core::threads::for_each_block;
 use sensorium_core::{Float, Kernel, Result, Simd};
 
@@ -83,6 +84,25 @@ impl<T: Float> Kernel<T> for Backward<'_, T> {
         for j in (0..self.dx.len()).step_by(S::LANES) {
             let slope = slope(s, self.act, load(s, self.x, j, T::ZERO));
             store(s, self.dx, j, s.mul(load(s, self.grad, j, T::ZERO), slope));
+        }
+    }
+}
+
+/// `dx = dx * act'(x)` in place, on one thread.
+pub(crate) struct Through<'a, T> {
+    pub(crate) act: Activation,
+    pub(crate) x: &'a [T],
+    pub(crate) dx: &'a mut [T],
+}
+
+impl<T: Float> Kernel<T> for Through<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        for j in (0..self.dx.len()).step_by(S::LANES) {
+            let slope = slope(s, self.act, load(s, self.x, j, T::ZERO));
+            let dx = s.mul(load(s, self.dx, j, T::ZERO), slope);
+            store(s, self.dx, j, dx);
         }
     }
 }

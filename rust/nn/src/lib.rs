@@ -1,4 +1,4 @@
-//! Fused operations that training needs: norms, activations, linear maps, cross-entropy, embedding, AdamW.
+//! Fused operations that training needs: norms, activations, linear maps, cross-entropy, embedding, `AdamW`.
 //!
 //! Each forward has a backward that takes what the forward kept. Rows are cut into blocks of fixed size;
 //! sums over rows are made block by block and added in index order, so that results do not depend on the

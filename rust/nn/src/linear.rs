@@ -1,12 +1,13 @@
 //! Linear maps with their epilogue: `out = residual + act(x W + b)`, `x (m, k)`, `W (k, n)`.
 //!
-//! Backward, with `p = x W + b` and `dp = grad * act'(p)`: `dx = dp W^T`, `dW = x^T dp`, `db = sum dp`.
+//! Backward, with `p = x W + b` and `dp = grad * act'(p)`: `dx = dp W^T`, `dW = x^T dp`, `db = sum dp`. Where
+//! `x = act(q)` itself, `dq = dx * act'(q)` is made from each block of `dx` while that is in cache.
 
 use crate::activation::{self, Activation};
-use crate::vector::{ROWS, column_sums, load, store};
+use crate::vector::{column_sums, load, store};
 use sensorium_core::error::{check_len, product};
 use sensorium_core::gemm::{self, MatRef};
-use sensorium_core::threads::{Disjoint, for_each};
+use sensorium_core::threads::Disjoint;
 use sensorium_core::{Float, Kernel, Result, Simd};
 
 /// Sizes of `x (m, k)` and `W (k, n)`.
@@ -52,22 +53,24 @@ pub fn forward<T: Float>(
     after.residual.map_or(Ok(()), |r| check_len("residual", r, len))?;
     pre.as_ref().map_or(Ok(()), |p| check_len("pre", p, len))?;
     let sizes = gemm::Dims { m, n, k };
-    gemm::gemm(sizes, MatRef::rows(x, k), MatRef::rows(weight, n), T::ZERO, out)?;
-    let (out, pre) = (Disjoint::new(out), pre.map(Disjoint::new));
-    for_each(m.div_ceil(ROWS), ROWS * n * activation::WORK, |i| {
-        let part = i * ROWS * n..((i + 1) * ROWS).min(m) * n;
+    let (a, b) = (MatRef::rows(x, k), MatRef::rows(weight, n));
+    let Epilogue { bias, activation, residual } = after;
+    if bias.is_none() && activation.is_none() && residual.is_none() && pre.is_none() {
+        return gemm::gemm(sizes, a, b, T::ZERO, out);
+    }
+    let pre = pre.map(Disjoint::new);
+    gemm::gemm_with(sizes, a, b, T::ZERO, out, |rows, out| {
+        let part = rows.start * n..rows.end * n;
         T::dispatch(After {
-            bias: after.bias,
-            activation: after.activation,
-            residual: after.residual.map(|r| &r[part.clone()]),
-            // SAFETY: each task has its own rows.
-            pre: pre.as_ref().map(|p| unsafe { p.slice(part.clone()) }),
-            // SAFETY: as above.
-            out: unsafe { out.slice(part) },
+            bias,
+            activation,
+            residual: residual.map(|r| &r[part.clone()]),
+            // SAFETY: blocks of rows do not overlap.
+            pre: pre.as_ref().map(|p| unsafe { p.slice(part) }),
+            out,
             n,
         });
-    });
-    Ok(())
+    })
 }
 
 /// The epilogue over some rows.
@@ -111,6 +114,8 @@ impl<T: Float> Kernel<T> for After<'_, T> {
 
 /// Gradients of [`forward`] from `dp`, the gradient of `x W + b`. The residual's gradient is that of `out`.
 ///
+/// Where `below` is `(act, q)` with `x = act(q)`, `dx` is the gradient of `q` instead.
+///
 /// # Errors
 /// Where a length does not fit `dims`.
 pub fn backward<T: Float>(
@@ -118,6 +123,7 @@ pub fn backward<T: Float>(
     dp: &[T],
     x: &[T],
     weight: &[T],
+    below: Option<(Activation, &[T])>,
     dx: &mut [T],
     dweight: &mut [T],
     dbias: Option<&mut [T]>,
@@ -129,7 +135,16 @@ pub fn backward<T: Float>(
     check_len("dx", dx, x.len())?;
     check_len("dweight", dweight, weight.len())?;
     let to_x = gemm::Dims { m, n: k, k: n };
-    gemm::gemm(to_x, MatRef::rows(dp, n), MatRef::rows(weight, n).t(), T::ZERO, dx)?;
+    let (a, b) = (MatRef::rows(dp, n), MatRef::rows(weight, n).t());
+    match below {
+        None => gemm::gemm(to_x, a, b, T::ZERO, dx)?,
+        Some((act, q)) => {
+            check_len("below", q, dx.len())?;
+            gemm::gemm_with(to_x, a, b, T::ZERO, dx, |rows, dx| {
+                T::dispatch(activation::Through { act, x: &q[rows.start * k..rows.end * k], dx });
+            })?;
+        }
+    }
     let to_weight = gemm::Dims { m: k, n, k: m };
     gemm::gemm(to_weight, MatRef::rows(x, k).t(), MatRef::rows(dp, n), T::ZERO, dweight)?;
     if let Some(dbias) = dbias {

@@ -3,8 +3,9 @@
 //! A position of weight 0 is never read: its logits and its target may hold anything. The loss is summed in
 //! double precision, row by row in blocks. Backward: `dlogits = grad * w_i / sum(w) * (softmax - onehot)`.
 
-use crate::vector::{ROWS, exp_nonpositive, load, store};
+use crate::vector::{ROWS, load, store};
 use sensorium_core::error::{check_len, product};
+use sensorium_core::math::exp_nonpositive;
 use sensorium_core::threads::{Disjoint, for_each};
 use sensorium_core::{Error, Float, Kernel, Result, Simd};
 
@@ -39,7 +40,7 @@ fn check<T: Float>(
             let what = format!("must be finite and not negative, found {w}");
             return Err(Error::Value { arg: "weights", what });
         }
-        if w > 0.0 && usize::try_from(target).is_ok_and(|t| t < k) == false {
+        if w > 0.0 && !usize::try_from(target).is_ok_and(|t| t < k) {
             let what = format!("holds {target}, expected classes from 0 to {}", k as i64 - 1);
             return Err(Error::Value { arg: "targets", what });
         }

@@ -5,8 +5,9 @@
 //! `dx = rstd * (g - mean(g) - h mean(g h))` (without `mean(g)` for RMS norm), `dweight = sum grad h`,
 //! `dbias = sum grad`.
 //!
-//! The mean is corrected by the mean of what it leaves, so that a constant row of any size gives zeros. One
-//! read and one write of memory forward; two reads and one write backward.
+//! The mean is corrected by the mean of what it leaves, so that a constant row of any size gives zeros. Rows of
+//! `f32` whose squares overflow are measured in double precision. One read and one write of memory forward; two
+//! reads and one write backward.
 
 use crate::vector::{ROWS, load, store, sum_blocks};
 use sensorium_core::error::{check_len, product};
@@ -23,7 +24,7 @@ pub struct Dims {
 }
 
 /// What the forward keeps for the backward, one element a row. RMS norm has no mean.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Stats<M, R> {
     /// Mean of each row; `None` for RMS norm.
     pub mean: Option<M>,
@@ -87,17 +88,10 @@ impl<T: Float> Kernel<T> for Forward<'_, T> {
     fn run<S: Simd<T>>(self, s: S) {
         let Self { x, weight, bias, eps, y, mut mean, rstd } = self;
         let d = weight.len();
-        let scale = T::ONE / T::from_usize(d.max(1));
         for (i, rstd) in rstd.iter_mut().enumerate() {
             let x = &x[i * d..(i + 1) * d];
-            let first = if mean.is_some() { moments(s, x, T::ZERO).0 * scale } else { T::ZERO };
-            let (sum, squares) = moments(s, x, first);
-            let rest = if mean.is_some() { sum * scale } else { T::ZERO };
-            *rstd = T::ONE / ((squares * scale - rest * rest).max(T::ZERO) + eps).sqrt();
-            // `max` drops a NaN, which `y` must keep.
-            if squares != squares {
-                *rstd = squares;
-            }
+            let (first, rest, one_over) = statistics(s, x, eps, mean.is_some());
+            *rstd = one_over;
             if let Some(mean) = mean.as_mut() {
                 mean[i] = first + rest;
             }
@@ -111,6 +105,31 @@ impl<T: Float> Kernel<T> for Forward<'_, T> {
             }
         }
     }
+}
+
+/// A first mean, the mean of what it leaves, and `rstd`.
+#[inline(always)]
+fn statistics<T: Float, S: Simd<T>>(s: S, x: &[T], eps: T, centred: bool) -> (T, T, T) {
+    let scale = T::ONE / T::from_usize(x.len().max(1));
+    let first = if centred { moments(s, x, T::ZERO).0 * scale } else { T::ZERO };
+    let (sum, squares) = moments(s, x, first);
+    if !squares.is_finite() {
+        return wide_statistics(x, eps, centred);
+    }
+    let rest = if centred { sum * scale } else { T::ZERO };
+    let var = (squares * scale - rest * rest).max(T::ZERO);
+    (first, rest, T::ONE / (var + eps).sqrt())
+}
+
+/// [`statistics`] in double precision, for rows whose squares overflow in `f32` and rows with a NaN.
+#[cold]
+fn wide_statistics<T: Float>(x: &[T], eps: T, centred: bool) -> (T, T, T) {
+    let mean = |f: &dyn Fn(f64) -> f64| x.iter().map(|x| f(x.to_f64())).sum::<f64>() / x.len() as f64;
+    let first = if centred { T::from_f64(mean(&|x| x)) } else { T::ZERO };
+    let rest = if centred { mean(&|x| x - first.to_f64()) } else { 0.0 };
+    let centre = first.to_f64() + rest;
+    let var = mean(&|x| (x - centre) * (x - centre));
+    (first, T::from_f64(rest), T::from_f64(1.0 / (var + eps.to_f64()).sqrt()))
 }
 
 /// `sum (x - centre)` and `sum (x - centre)^2`.

@@ -1,4 +1,4 @@
-//! AdamW over many arrays in one pass, the global norm of gradients, and running means of parameters.
+//! `AdamW` over many arrays in one pass, the global norm of gradients, and running means of parameters.
 //!
 //! `AdamW` (Loshchilov and Hutter, 2019): `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
 //! `p = p (1 - lr decay) - lr (m / c1) / (sqrt(v / c2) + eps)`, `c_i = 1 - b_i^t`.
@@ -162,7 +162,7 @@ impl<T: Float> Kernel<T> for Squares<'_, T> {
 /// Multiplies every element by `factor`.
 pub fn scale<T: Float>(arrays: &mut [&mut [T]], factor: T) {
     let list = chunks(arrays.iter().map(|a| a.len()));
-    let shared: Vec<_> = arrays.iter_mut().map(|a| Disjoint::new(&mut **a)).collect();
+    let shared: Vec<_> = arrays.iter_mut().map(|a| Disjoint::new(a)).collect();
     for_each(list.len(), CHUNK, |i| {
         let (a, range) = &list[i];
         // SAFETY: each task has its own range of its array.
@@ -181,7 +181,7 @@ pub fn running_mean<T: Float>(pairs: &mut [(&mut [T], &[T])], decay: f64) -> Res
         check_len("params", value, mean.len())?;
     }
     let list = chunks(pairs.iter().map(|p| p.0.len()));
-    let shared: Vec<_> = pairs.iter_mut().map(|(mean, value)| (Disjoint::new(&mut **mean), *value)).collect();
+    let shared: Vec<_> = pairs.iter_mut().map(|(mean, value)| (Disjoint::new(mean), *value)).collect();
     let rest = T::from_f64(1.0 - decay);
     for_each(list.len(), CHUNK * 3, |i| {
         let (a, range) = &list[i];

@@ -7,29 +7,6 @@ use sensorium_core::{Float, Kernel, Simd};
 /// the passes of a kernel.
 pub(crate) const ROWS: usize = 64;
 
-/// `exp(x)` for `x <= 0`, and 0 where the result would be subnormal.
-#[inline(always)]
-pub(crate) fn exp_nonpositive<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
-    let of = |c: f64| s.splat(T::from_f64(c));
-    let single = T::MANTISSA == 23;
-    let low = of(if single { -87.3 } else { -708.3 });
-    let clamped = s.max(low, x);
-    let n = s.round(s.mul(clamped, of(std::f64::consts::LOG2_E)));
-    let (high, rest) = if single {
-        (0.693_359_375, -2.121_944_400_546_905_8e-4)
-    } else {
-        (0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10)
-    };
-    let r = s.neg_mul_add(n, of(rest), s.neg_mul_add(n, of(high), clamped));
-    // Taylor: |r| <= ln(2)/2, so degree 7 leaves 5e-9 and degree 13 leaves 5e-18.
-    let mut p = s.splat(T::ONE);
-    for k in (1..=if single { 7_u32 } else { 13 }).rev() {
-        p = s.mul_add(p, s.mul(r, of(1.0 / f64::from(k))), s.splat(T::ONE));
-    }
-    let y = s.mul(p, s.pow2(n));
-    s.select(s.lt(x, low), s.splat(T::ZERO), y)
-}
-
 /// The vector at `x[j..]`, filled up with `fill` where it ends early.
 #[inline(always)]
 pub(crate) fn load<T: Float, S: Simd<T>>(s: S, x: &[T], j: usize, fill: T) -> S::V {
@@ -50,7 +27,7 @@ pub(crate) fn store<T: Float, S: Simd<T>>(s: S, x: &mut [T], j: usize, v: S::V) 
 
 /// Columns summed over rows: `out_j = sum_i x_ij`.
 pub(crate) fn column_sums<T: Float>(x: &[T], cols: usize, out: &mut [T]) {
-    let rows = if cols == 0 { 0 } else { x.len() / cols };
+    let rows = x.len().checked_div(cols).unwrap_or(0);
     sum_blocks(rows, cols, cols, out, |i, part| {
         T::dispatch(AddRows { x: &x[i * ROWS * cols..((i + 1) * ROWS).min(rows) * cols], out: part });
     });

@@ -161,7 +161,8 @@ pub(crate) fn linear<'py>(
     })
 }
 
-/// `(dx, dweight, dbias)` from the gradient of `x W + b`.
+/// `(dx, dweight, dbias)` from the gradient of `x W + b`. With `below = (q, name)`, where `x = act(q)`, the first
+/// is the gradient of `q`.
 #[pyfunction]
 pub(crate) fn linear_backward<'py>(
     py: Python<'py>,
@@ -169,10 +170,15 @@ pub(crate) fn linear_backward<'py>(
     x: Array<'py>,
     weight: Array<'py>,
     has_bias: bool,
+    below: Option<(Array<'py>, String)>,
 ) -> PyResult<(Array<'py>, Array<'py>, Maybe<'py>)> {
     by_dtype!(&x, T => {
         let grad = Input::<T>::new("grad", &grad)?;
         let (x, weight) = (Input::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
+        let below = match below {
+            Some((q, name)) => Some((activation_of(&name)?, Input::<T>::new("below", &q)?)),
+            None => None,
+        };
         let (m, k) = rows_of(x.shape());
         let n = weight.shape()[1];
         let mut dx = Output::<T>::new(py, x.shape());
@@ -181,7 +187,8 @@ pub(crate) fn linear_backward<'py>(
         let (gs, xs, ws) = (grad.as_slice(), x.as_slice(), weight.as_slice());
         let (dxs, dws) = (dx.as_slice_mut(), dweight.as_slice_mut());
         let dbs = dbias.as_mut().map(Output::as_slice_mut);
-        door::run(py, || nn::linear::backward(nn::linear::Dims { m, k, n }, gs, xs, ws, dxs, dws, dbs))?;
+        let qs = below.as_ref().map(|(act, q)| (*act, q.as_slice()));
+        door::run(py, || nn::linear::backward(nn::linear::Dims { m, k, n }, gs, xs, ws, qs, dxs, dws, dbs))?;
         Ok((dx.into_any(), dweight.into_any(), dbias.map(Output::into_any)))
     })
 }
