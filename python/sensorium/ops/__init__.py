@@ -1,5 +1,6 @@
 """Public operations over the kernels."""
 
+from .linalg import matmul as matmul
 from .nn import cross_entropy as cross_entropy
 from .nn import cross_entropy_backward as cross_entropy_backward
 from .nn import embedding as embedding

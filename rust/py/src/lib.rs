@@ -4,12 +4,15 @@
 use pyo3::prelude::*;
 
 mod array;
+mod core;
 mod door;
 mod nn;
 
 /// The compiled half of sensorium. Private: use `sensorium.ops` and its neighbours.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::core::{elementary, matmul};
     use super::door;
     #[pymodule_export]
     use super::nn::{
@@ -22,6 +25,9 @@ mod _core {
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        // A mistyped variable must not pass for the default.
+        isa::from_environment().map_err(door::translate)?;
+        threads::from_environment().map_err(door::translate)?;
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("MAX_THREADS", threads::MAX_THREADS)
     }

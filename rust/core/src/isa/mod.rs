@@ -224,14 +224,22 @@ pub fn level() -> Level {
         2 => Level::Neon,
         3 => Level::Avx2,
         4 => Level::Avx512,
-        _ => from_environment(),
+        _ => first_level(),
     }
 }
 
 #[cold]
-fn from_environment() -> Level {
-    let cap = std::env::var("SENSORIUM_ISA").ok().and_then(|name| Level::from_name(&name).ok());
-    set_level(cap.unwrap_or(Level::Avx512))
+fn first_level() -> Level {
+    set_level(from_environment().ok().flatten().unwrap_or(Level::Avx512))
+}
+
+/// The level that `SENSORIUM_ISA` names; `None` where it is unset or empty.
+///
+/// # Errors
+/// [`Error::Value`] for a name that is no level's.
+pub fn from_environment() -> Result<Option<Level>> {
+    let value = std::env::var_os("SENSORIUM_ISA").filter(|value| !value.is_empty());
+    value.map(|value| Level::from_name(value.to_string_lossy().trim())).transpose()
 }
 
 /// Caps the level from now on, in the whole process; returns the level in force: the highest available one

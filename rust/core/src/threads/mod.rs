@@ -7,6 +7,7 @@
 
 mod pool;
 
+use crate::{Error, Result};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -27,15 +28,26 @@ thread_local! {
     static LOCAL: Cell<usize> = const { Cell::new(0) };
 }
 
+/// The number that `SENSORIUM_NUM_THREADS` asks for; `None` where it is unset or empty.
+///
+/// # Errors
+/// [`Error::Value`] for anything but a whole number from 1 to [`MAX_THREADS`].
+pub fn from_environment() -> Result<Option<usize>> {
+    let arg = "SENSORIUM_NUM_THREADS";
+    let Some(value) = std::env::var_os(arg).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let value = value.to_string_lossy();
+    let number = value.trim().parse().ok();
+    let number = number.filter(|n| (1..=MAX_THREADS).contains(n));
+    let what = || format!("must be a whole number from 1 to {MAX_THREADS}, not {value:?}");
+    number.map(Some).ok_or_else(|| Error::Value { arg, what: what() })
+}
+
 fn default_threads() -> usize {
     static DEFAULT: OnceLock<usize> = OnceLock::new();
     *DEFAULT.get_or_init(|| {
-        std::env::var("SENSORIUM_NUM_THREADS")
-            .ok()
-            .and_then(|value| value.trim().parse().ok())
-            .filter(|&n| n > 0)
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-            .min(MAX_THREADS)
+        let asked_for = from_environment().ok().flatten();
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        asked_for.unwrap_or_else(processors).min(MAX_THREADS)
     })
 }
 
