@@ -215,6 +215,23 @@ def test_an_empty_report_is_a_page():
     assert not page.named("section")
 
 
+def test_a_long_sequence_is_drawn_small():
+    page = Page(render(Report("r", layout=Masked(np.tri(2500, dtype=bool)))))
+    uri = page.named("image")[0]["href"]
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as png:
+        alpha = np.asarray(png)[..., 3]
+    np.testing.assert_array_equal(alpha > 0, np.tri(834, dtype=bool))
+    assert "3,126,250 of 6,250,000 pairs" in page.text
+
+
+def test_a_sequence_too_long_to_draw_does_not_cost_the_report():
+    class Long:
+        def dense(self):
+            raise ArgumentError("too long")
+
+    assert not Page(render(Report("r", layout=Long()))).named("image")
+
+
 def test_what_is_not_finite_is_left_out():
     nan = float("nan")
     history = [{"step": 1, "loss": nan}, {"step": 2, "loss": 1.0}, {"step": 3}, {"step": nan, "loss": 2.0}]

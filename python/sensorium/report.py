@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from . import _core
 from ._figures import Curve, chart, escape, mask_png, picture_png, spectrogram_png, wav, waveform
 from .checkpoint import write_atomically
-from .errors import ArgumentError, DTypeError, ShapeError
+from .errors import ArgumentError, DTypeError, SensoriumError, ShapeError
 
 __all__ = ["Media", "Report", "Sample", "write_report"]
 
@@ -29,6 +29,7 @@ Kind = Literal["text", "image", "audio"]
 _COLOURS = {"loss": 0, "loss_text": 1, "loss_image": 2, "loss_audio": 3}
 _LONG_WORD = 24
 _MASK_COLOUR = (53, 88, 201)
+_MASK_PIXELS = 1024  # a longer sequence is drawn with several tokens to a pixel
 
 
 class Maskable(Protocol):
@@ -330,7 +331,10 @@ def _training(history: Sequence[Mapping[str, Any]]) -> str:
 def _mask(report: Report) -> str:
     if report.layout is None:
         return ""
-    mask = np.asarray(report.layout.dense(), np.bool_)
+    try:
+        mask = np.asarray(report.layout.dense(), np.bool_)
+    except (SensoriumError, MemoryError):  # a sequence that is too long to be drawn must not cost the report
+        return ""
     n = len(mask)
     if not n:
         return ""
@@ -345,10 +349,13 @@ def _mask(report: Report) -> str:
             f'<text transform="translate({middle + 0.9:.2f} -1.2) rotate(-60)">{escape(name)}</text>'
         )
     box = f"{-margin} {-margin} {100 + 2 * margin:.0f} {100 + margin:.0f}"
+    step = -(-n // _MASK_PIXELS)
+    starts = range(0, n, step)
+    pixels = np.logical_or.reduceat(np.logical_or.reduceat(mask, starts, axis=0), starts, axis=1)
     seen = f"{int(mask.sum()):,} of {mask.size:,} pairs, {_percent(mask.mean())}"
     return (
         f'<figure><svg class="mask" viewBox="{box}" role="img" aria-label="attention mask">'
-        f'<image href="{mask_png(mask, _MASK_COLOUR)}" width="100" height="100" preserveAspectRatio="none"/>'
+        f'<image href="{mask_png(pixels, _MASK_COLOUR)}" width="100" height="100" preserveAspectRatio="none"/>'
         f'{"".join(lines)}<rect class="frame" width="100" height="100"/>{"".join(names)}</svg>'
         f"<figcaption>A row is a query, a column is a key, and a coloured point is a query that sees a key: "
         f"{seen}. The kernel visits these alone.</figcaption></figure>"

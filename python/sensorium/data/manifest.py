@@ -365,7 +365,10 @@ def _read_image(path: Path, image_size: tuple[int, int], channels: int) -> NDArr
                 mode = "RGB" if channels == 3 else "L"
                 image.draft(mode, (2 * max(image_size),) * 2)  # a JPEG is decoded no larger than it need be
                 pixels = _opaque(ImageOps.exif_transpose(image), mode)
-                pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+                # Areas are averaged on the way down: what was enlarged by a whole number comes back exactly.
+                down = pixels.height >= height and pixels.width >= width
+                how = Image.Resampling.BOX if down else Image.Resampling.BILINEAR
+                pixels = pixels.resize((width, height), how)
         except _UnusableError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
