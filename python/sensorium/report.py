@@ -352,10 +352,11 @@ def _mask(report: Report) -> str:
     step = -(-n // _MASK_PIXELS)
     starts = range(0, n, step)
     pixels = np.logical_or.reduceat(np.logical_or.reduceat(mask, starts, axis=0), starts, axis=1)
+    png = mask_png(pixels, _MASK_COLOUR)
     seen = f"{int(mask.sum()):,} of {mask.size:,} pairs, {_percent(mask.mean())}"
     return (
         f'<figure><svg class="mask" viewBox="{box}" role="img" aria-label="attention mask">'
-        f'<image href="{mask_png(pixels, _MASK_COLOUR)}" width="100" height="100" preserveAspectRatio="none"/>'
+        f'<image href="{png}" width="100" height="100" preserveAspectRatio="none"/>'
         f'{"".join(lines)}<rect class="frame" width="100" height="100"/>{"".join(names)}</svg>'
         f"<figcaption>A row is a query, a column is a key, and a coloured point is a query that sees a key: "
         f"{seen}. The kernel visits these alone.</figcaption></figure>"
