@@ -1,4 +1,5 @@
-//! Foundations of every kernel: floats, instruction sets, threads, errors.
+//! Foundations of every kernel: floats, instruction sets, elementary functions, matrix products, random numbers,
+//! threads, errors.
 //!
 //! Kernels know nothing of Python. They take contiguous slices and a `Dims` struct, and write into slices.
 
@@ -7,6 +8,7 @@ pub mod float;
 pub mod gemm;
 pub mod isa;
 pub mod math;
+pub mod rng;
 pub mod threads;
 
 pub use error::{Error, Result};
