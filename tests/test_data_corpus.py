@@ -133,15 +133,35 @@ def test_selecting_by_another_word_is_an_error():
         small().select("dev")
 
 
-@given(st.lists(st.sampled_from(["train", "test"]), max_size=20), st.integers(0, 2**32 - 1))
-def test_the_two_splits_are_the_corpus(splits, seed):
+SPLITS = st.lists(st.sampled_from(["train", "test"]), max_size=12).map(lambda drawn: np.array(drawn, "<U5"))
+
+
+@given(SPLITS, SPLITS, SPLITS, st.integers(0, 2**32 - 1))
+def test_the_two_splits_are_the_corpus(text_split, image_split, audio_split, seed):
     rng = np.random.default_rng(seed)
-    count = len(splits)
-    images = rng.random((count, 3, 2), dtype=np.float32)
-    corpus = Corpus(images=images, image_group=rng.integers(0, 9, count), image_split=np.array(splits, "<U5"))
-    parts = [corpus.select("train"), corpus.select("test")]
-    order = np.argsort(np.array(splits, "<U5") == "test", kind="stable")
-    assert np.array_equal(np.concatenate([part.images for part in parts]), images[order])
-    assert np.array_equal(np.concatenate([part.image_group for part in parts]), corpus.image_group[order])
-    assert set(parts[0].image_split) <= {"train"}
-    assert set(parts[1].image_split) <= {"test"}
+    texts = [f"text {index}" for index in range(len(text_split))]
+    images = rng.random((len(image_split), 3, 2), dtype=np.float32)
+    audios = [rng.random(rng.integers(1, 9), dtype=np.float32) for _ in audio_split]
+    groups = [rng.integers(0, 1000, len(split)) for split in (text_split, image_split, audio_split)]
+    corpus = Corpus(
+        texts=texts,
+        images=images,
+        audios=audios,
+        text_group=groups[0],
+        image_group=groups[1],
+        audio_group=groups[2],
+        text_split=text_split,
+        image_split=image_split,
+        audio_split=audio_split,
+    )
+    for split in ("train", "test"):
+        part = corpus.select(split)
+        for modality, which, group in zip(
+            ("text", "image", "audio"), (text_split, image_split, audio_split), groups, strict=True
+        ):
+            assert np.array_equal(getattr(part, f"{modality}_group"), group[which == split])
+            assert np.array_equal(getattr(part, f"{modality}_split"), which[which == split])
+        assert part.texts == [text for text, which in zip(texts, text_split, strict=True) if which == split]
+        assert np.array_equal(part.images, images[image_split == split])
+        kept = [audio for audio, which in zip(audios, audio_split, strict=True) if which == split]
+        assert all(np.array_equal(a, b) for a, b in zip(part.audios, kept, strict=True))

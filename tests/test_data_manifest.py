@@ -323,12 +323,14 @@ def test_what_is_transparent_is_black(folder):
     pixels = np.full((6, 8, 4), 255, np.uint8)
     pixels[:, :4, 3] = 0
     Image.fromarray(pixels).save(folder / "half.png")
-    palette = Image.fromarray(ramp() // 128).convert("P")
-    palette.info["transparency"] = 1
-    palette.save(folder / "palette.png", transparency=1)
+    palette = Image.fromarray(np.full((6, 8), 3, np.uint8)).convert("P")
+    palette.putpalette([200] * 768)
+    palette.save(folder / "opaque.png")
+    palette.save(folder / "palette.png", transparency=3)
     image = read_image(folder / "half.png", image_size=(6, 8))
     assert np.array_equal(image, np.repeat([[0, 1]], 4, axis=1).astype(np.float32).repeat(6, axis=0))
-    assert read_image(folder / "palette.png", image_size=(6, 8)).max() < 0.01
+    assert read_image(folder / "opaque.png", image_size=(6, 8)).min() > 0.7
+    assert read_image(folder / "palette.png", image_size=(6, 8)).max() == 0
 
 
 def test_jpeg_is_turned_and_resized(folder):
@@ -368,6 +370,28 @@ def test_a_tone_stays_a_tone_at_any_rate(tmp_path, rate, form, channels):
     assert abs(len(heard) - 4000) <= 8
     inner = slice(400, -400)  # the filter rings at the ends
     assert np.abs(heard[inner] - tone(len(heard) / RATE, hertz=200.0)[inner]).max() < 0.02
+
+
+def test_a_smaller_image_is_an_average(folder):
+    fine = np.indices((96, 96)).sum(axis=0) % 2 * np.uint8(255)
+    Image.fromarray(fine.astype(np.uint8)).save(folder / "fine.png")
+    assert np.allclose(read_image(folder / "fine.png", image_size=(12, 12)), 0.5, atol=0.02)
+
+
+def test_decoding_a_jpeg_at_less_than_its_size_keeps_what_can_be_seen(folder):
+    y, x = np.indices((512, 512))
+    waves = Image.fromarray(np.rint(127.5 + 120 * np.sin(x / 4) * np.cos(y / 5)).astype(np.uint8))
+    waves.save(folder / "waves.jpg", quality=95)
+    waves.save(folder / "waves.png")
+    small, whole = (read_image(folder / f"waves.{form}", image_size=(128, 96)) for form in ("jpg", "png"))
+    assert np.abs(small - whole).max() < 0.05
+
+
+def test_a_sound_that_ends_early_is_refused(folder, monkeypatch):
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, **options: read(self, **options)[:-1])
+    with pytest.raises(ArgumentError, match=r"tone\.wav: is cut short: 3999 of 4000 samples"):
+        read_audio(folder / "tone.wav", sample_rate=RATE)
 
 
 def test_channels_are_averaged(folder):

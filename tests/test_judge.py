@@ -121,7 +121,7 @@ def test_another_sample_rate_does_not_matter(judge, test):
     assert heard(judge, test, lambda a: resample_poly(a, 441, 160), rate=22050) >= 0.98
 
 
-@given(st.floats(1e-6, 1e6))
+@given(st.floats(-200, 200).map(lambda exponent: 10.0**exponent))
 def test_loudness_does_not_matter(factor):
     sound = np.sin(np.arange(3000) ** 1.3) * np.hanning(3000)
     assert np.allclose(audio_features([sound], RATE), audio_features([sound * factor], RATE), atol=1e-6)

@@ -46,11 +46,8 @@ SMOOTHING = 5  # frames
 BANDS, LOWEST, HIGHEST = 24, 80.0, 0.475  # mel bands from Hz to a share of the sample rate
 FRAMES = 20  # length that every spectrogram is stretched to
 TRIM, FLOOR = 1e-3, 1e-4  # of the loudest frame's, and of the loudest band's energy
-SEMITONES = (
-    0.0,
-    -1.0,
-    1.0,
-)  # shifts of the mel bands that the ear is trained under: longer and shorter vocal tracts
+# Shifts of the mel bands that the ear is trained under: longer and shorter vocal tracts.
+SEMITONES = (0.0, -1.0, 1.0)
 
 
 class Judge:
