@@ -174,7 +174,8 @@ def test_the_script_makes_the_shipped_set_again(make_speech, monkeypatch, capsys
     pytest.importorskip(
         "espeakng_loader", reason="the synthesiser is not installed: pip install espeakng-loader"
     )
-    monkeypatch.setattr(sys, "argv", ["make_speech.py", "--check"])
+    folder = Path(sys.modules["sensorium.data"].__file__).parent / "speech"
+    monkeypatch.setattr(sys, "argv", ["make_speech.py", "--check", "--out", str(folder)])
     make_speech.main()
     assert "1690 utterances, as made now" in capsys.readouterr().out
 
