@@ -133,6 +133,18 @@ def test_selecting_by_another_word_is_an_error():
         small().select("dev")
 
 
+def test_groups_of_one_name_become_one():
+    merged = small(names=("b", "a", "b")).merge_names()
+    assert merged.names == ("b", "a")
+    assert merged.text_group.tolist() == [0, 1]
+    assert merged.image_group.tolist() == [0, 1, 1]
+    assert merged.audio_group.tolist() == [0]
+    assert merged.texts == small().texts
+    assert merged.sample_rate == 8000
+    with pytest.raises(ArgumentError, match="names is None"):
+        small(names=None).merge_names()
+
+
 SPLITS = st.lists(st.sampled_from(["train", "test"]), max_size=12).map(lambda drawn: np.array(drawn, "<U5"))
 
 

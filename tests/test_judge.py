@@ -169,6 +169,23 @@ def test_groups_need_not_be_consecutive_and_colour_is_seen():
     assert Judge().fit(corpus).score(corpus)["image"] == 1.0
 
 
+def test_rows_of_one_label_are_judged_once_merged():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 2, 260)
+    corpus = Corpus(
+        images=striped(rng, 260, groups),
+        image_group=np.arange(260),
+        image_split=np.where(np.arange(260) < 220, "train", "test"),
+        names=[("down", "across")[group] for group in groups],
+    )
+    with pytest.raises(
+        ArgumentError, match=r"training images of 220 groups, more than 200: merge .* merge_names"
+    ):
+        Judge().fit(corpus)
+    merged = corpus.merge_names()
+    assert Judge().fit(merged).score(merged)["image"] == 1.0
+
+
 def test_many_items_are_drawn_from_by_the_seed():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 2, 10_500)

@@ -38,6 +38,9 @@ __all__ = [
 LARGEST_SIDE = 32  # images are averaged down to this before their gradients are looked at
 PIXELS_SIDE = 10  # and to this before their pixels are: 28x28 pixels as such cost half a point of accuracy
 ORIENTATIONS = 8
+MAX_GROUPS = (
+    200  # the classifiers tell every pair of groups apart, so that their number grows with the square
+)
 MAX_FITTED = 10_000  # items a classifier is fitted on: its time grows with the square of their number
 
 MAX_RATE = 16_000  # Hz; sounds are heard at this rate or at their own if that is lower
@@ -94,9 +97,19 @@ class Judge:
         Raises
         ------
         ArgumentError
-            Where neither modality has training items of at least two groups.
+            Where neither modality has training items of at least two groups, or one has them of more than 200:
+            a judge tells kinds of things apart, not single things (see `Corpus.merge_names`).
         """
         train = corpus.select("train")
+        for name, count in (
+            ("images", len(np.unique(train.image_group))),
+            ("sounds", len(np.unique(train.audio_group))),
+        ):
+            if count > MAX_GROUPS:
+                raise ArgumentError(
+                    f"corpus has training {name} of {count} groups, more than {MAX_GROUPS}: "
+                    "merge those that show the same thing, with corpus.merge_names()"
+                )
         self._eye: Any = None
         self._ear: Any = None
         if len(np.unique(train.image_group)) > 1:

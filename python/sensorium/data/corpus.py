@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -150,6 +150,44 @@ class Corpus:
             image_split=self.image_split[image],
             audio_split=self.audio_split[audio],
             names=self.names,
+        )
+
+    def merge_names(self) -> Corpus:
+        """Return the corpus with groups of one name made one group.
+
+        The rows of a manifest are groups of their own, named by their texts. Where the texts are labels, as in
+        ``{"text": "seven", "image": "0412.png"}``, the rows of one label say the same thing; merged, they can be
+        told apart by a `sensorium.judge.Judge`.
+
+        Returns
+        -------
+        Corpus
+            The same items; groups are numbered from 0 in the order in which their names first come up.
+
+        Raises
+        ------
+        ArgumentError
+            Where the groups have no names.
+
+        Examples
+        --------
+        >>> rows = Corpus(
+        ...     texts=["a", "b", "a"], text_group=np.arange(3), text_split=np.full(3, "train"), names=["a", "b", "a"]
+        ... )
+        >>> rows.merge_names().text_group.tolist(), rows.merge_names().names
+        ([0, 1, 0], ('a', 'b'))
+        """
+        if self.names is None:
+            raise ArgumentError("names is None, so that groups cannot be merged by name")
+        names = tuple(dict.fromkeys(self.names))
+        number = {name: group for group, name in enumerate(names)}
+        merged = np.array([number[name] for name in self.names], np.int64)
+        return replace(
+            self,
+            text_group=merged[self.text_group],
+            image_group=merged[self.image_group],
+            audio_group=merged[self.audio_group],
+            names=names,
         )
 
     def __repr__(self) -> str:
