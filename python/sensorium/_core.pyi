@@ -41,10 +41,10 @@ def linear(
     bias: _Array | None,
     activation: str | None,
     residual: _Array | None,
-    keep_pre: bool,
+    keep_slope: bool,
 ) -> tuple[_Array, _Array | None]: ...
 def linear_backward(
-    grad: _Array, x: _Array, weight: _Array, has_bias: bool, below: tuple[_Array, str] | None
+    grad: _Array, x: _Array, weight: _Array, has_bias: bool, below: _Array | None
 ) -> tuple[_Array, _Array, _Array | None]: ...
 def matmul(a: _Array, b: _Array, transposed_a: bool, transposed_b: bool) -> _Array: ...
 def norm(

@@ -118,21 +118,17 @@ defvjp_argnums(
 
 @primitive
 def _linear(x: Any, weight: Any, bias: Any, residual: Any, activation: Any, kept: list[Any]) -> Any:
-    if activation is None:
-        return ops.linear(x, weight, bias, residual=residual)
-    out, pre = ops.linear(x, weight, bias, activation=activation, residual=residual, return_pre=True)
-    kept[:] = (pre,)
+    out, slope = ops.linear(x, weight, bias, activation=activation, residual=residual, return_slope=True)
+    kept[:] = (slope,)
     return out
 
 
 def _linear_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any) -> Vjp:
-    x, weight, bias, _, activation, kept = args
+    x, weight, bias, _, _, kept = args
 
     def vjp(g: Any) -> tuple[Any, ...]:
         g = _like(g, ans)
-        grads = ops.linear_backward(
-            g, x, weight, has_bias=bias is not None, activation=activation, pre=kept[0] if kept else None
-        )
+        grads = ops.linear_backward(g, x, weight, has_bias=bias is not None, slope=kept[0])
         return _chosen(argnums, (*grads, g))
 
     return vjp

@@ -75,16 +75,16 @@ ACTIVATIONS = {None: lambda x: x, "gelu": gelu, "silu": silu}
 SLOPES = {None: lambda grad, x: grad, "gelu": gelu_backward, "silu": silu_backward}
 
 
-def linear(x, weight, bias=None, *, activation=None, residual=None, return_pre=False):
+def linear(x, weight, bias=None, *, activation=None, residual=None, return_slope=False):
     x, weight, bias, residual = _wide(x, weight, bias, residual)
     pre = x @ weight + (0 if bias is None else bias)
     out = ACTIVATIONS[activation](pre) + (0 if residual is None else residual)
-    return (out, pre) if return_pre else out
+    return (out, SLOPES[activation](1.0, pre)) if return_slope else out
 
 
-def linear_backward(grad, x, weight, *, has_bias=True, activation=None, pre=None):
-    grad, x, weight = _wide(grad, x, weight)
-    grad = SLOPES[activation](grad, pre)
+def linear_backward(grad, x, weight, *, has_bias=True, slope=None):
+    grad, x, weight, slope = _wide(grad, x, weight, slope)
+    grad = grad if slope is None else grad * slope
     k, n = weight.shape
     rows = int(np.prod(x.shape[:-1]))
     flat_x, flat_grad = x.reshape(rows, k), grad.reshape(rows, n)

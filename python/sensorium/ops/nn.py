@@ -297,7 +297,7 @@ def gelu(x: ArrayLike) -> Array:
     Returns
     -------
     array
-        Of the shape and dtype of ``x``. NaN stays NaN; negative infinity gives NaN.
+        Of the shape and dtype of ``x``. NaN stays NaN; negative infinity gives 0.
 
     Raises
     ------
@@ -358,7 +358,7 @@ def silu(x: ArrayLike) -> Array:
     Returns
     -------
     array
-        Of the shape and dtype of ``x``. NaN stays NaN; negative infinity gives NaN.
+        Of the shape and dtype of ``x``. NaN stays NaN; negative infinity gives 0.
 
     Raises
     ------
@@ -421,7 +421,7 @@ def linear(
     *,
     activation: Activation | None = None,
     residual: ArrayLike | None = None,
-    return_pre: bool = False,
+    return_slope: bool = False,
 ) -> Any:
     """Return ``residual + activation(x @ weight + bias)`` in one pass over the result.
 
@@ -437,14 +437,14 @@ def linear(
         Applied after the bias.
     residual : array (..., D_out), optional
         Added last.
-    return_pre : bool
-        Also return ``x @ weight + bias``, which :func:`linear_backward` needs with an activation.
+    return_slope : bool
+        Also return the derivative of the activation, which :func:`linear_backward` needs.
 
     Returns
     -------
     out : array (..., D_out)
-    pre : array (..., D_out)
-        Only with ``return_pre``.
+    slope : array (..., D_out) or None
+        Only with ``return_slope``: ``activation'(x @ weight + bias)``, None without an activation.
 
     Raises
     ------
@@ -467,8 +467,8 @@ def linear(
         _, residual = as_floats(x=x, residual=residual)
         if residual.shape != (*x.shape[:-1], weight.shape[1]):
             _differs("residual", residual.shape, "x @ weight", (*x.shape[:-1], weight.shape[1]))
-    out, pre = _core.linear(x, weight, bias, activation, residual, return_pre)
-    return (out, pre) if return_pre else out
+    out, slope = _core.linear(x, weight, bias, activation, residual, return_slope)
+    return (out, slope) if return_slope else out
 
 
 def linear_backward(
@@ -477,8 +477,7 @@ def linear_backward(
     weight: ArrayLike,
     *,
     has_bias: bool = True,
-    activation: Activation | None = None,
-    pre: ArrayLike | None = None,
+    slope: ArrayLike | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Return the gradients of :func:`linear`: ``dx``, ``dweight`` and ``dbias`` (None without a bias).
 
@@ -492,10 +491,8 @@ def linear_backward(
         As given to the forward.
     has_bias : bool
         Whether the forward had a bias.
-    activation : {"gelu", "silu"}, optional
-        As given to the forward.
-    pre : array (..., D_out), optional
-        From the forward with ``return_pre``; needed with an activation.
+    slope : array (..., D_out), optional
+        From the forward with ``return_slope``, where it had an activation.
 
     Returns
     -------
@@ -521,13 +518,11 @@ def linear_backward(
     want = (*x.shape[:-1], weight.shape[1])
     if grad.shape != want:
         _differs("grad", grad.shape, "x @ weight", want)
-    if activation is not None:
-        if pre is None:
-            raise ArgumentError("pre must be given with an activation")
-        _, pre = as_floats(x=x, pre=pre)
-        if pre.shape != want:
-            _differs("pre", pre.shape, "x @ weight", want)
-        grad = _core.activate_backward(grad, pre, activation)
+    if slope is not None:
+        _, slope = as_floats(x=x, slope=slope)
+        if slope.shape != want:
+            _differs("slope", slope.shape, "x @ weight", want)
+        grad = grad * slope
     return _core.linear_backward(grad, x, weight, has_bias, None)
 
 

@@ -95,3 +95,18 @@ fn sort(v: usize, indices: &[i64]) -> (Vec<usize>, Vec<usize>) {
     }
     (starts, order)
 }
+
+#[cfg(test)]
+#[allow(clippy::float_cmp)] // What is compared is exact.
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_of_equal_indices_add_up() {
+        let dims = Dims { v: 3, d: 2, n: 4 };
+        let mut table = [9.0_f32; 6];
+        let grad = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        backward(dims, &grad, &[2, 0, 2, 2], &mut table).unwrap();
+        assert_eq!(table, [3.0, 4.0, 0.0, 0.0, 13.0, 16.0]);
+    }
+}

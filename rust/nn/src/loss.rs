@@ -194,3 +194,22 @@ impl<T: Float> Kernel<T> for Backward<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::float_cmp)] // What is compared is exact.
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_without_weight_are_not_read() {
+        let dims = Dims { rows: 2, k: 2 };
+        let (logits, mut lse) = ([0.0, 0.0, f64::NAN, 1.0], [9.0; 2]);
+        let loss = forward(dims, &logits, &[1, -7], Some(&[2.0, 0.0]), &mut lse).unwrap();
+        assert!((loss - std::f64::consts::LN_2).abs() < 1e-15);
+        let mut d = [9.0; 4];
+        backward(dims, 4.0, &logits, &[1, -7], Some(&[2.0, 0.0]), &lse, &mut d).unwrap();
+        assert_eq!(d, [2.0, -2.0, 0.0, 0.0]);
+        let wrong = forward(dims, &logits, &[1, -7], None, &mut lse).unwrap_err();
+        assert_eq!(wrong.to_string(), "targets holds -7, expected classes from 0 to 1");
+    }
+}

@@ -249,3 +249,46 @@ impl<T: Float> Kernel<T> for Backward<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::float_cmp)] // What is compared is exact.
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_standard_and_a_constant_row_is_zero() {
+        let dims = Dims { rows: 3, d: 5 };
+        let x: Vec<f64> = (0..15).map(|i| if i < 5 { 7e9 } else { f64::from(i * i) }).collect();
+        let (mut y, mut mean, mut rstd) = ([0.0; 15], [0.0; 3], [0.0; 3]);
+        let stats = Stats { mean: Some(&mut mean[..]), rstd: &mut rstd[..] };
+        forward(dims, &x, &[1.0; 5], None, 1e-12, &mut y, stats).unwrap();
+        assert_eq!(y[..5], [0.0; 5]);
+        for row in y[5..].chunks(5) {
+            assert!(row.iter().sum::<f64>().abs() < 1e-14);
+            assert!((row.iter().map(|x| x * x).sum::<f64>() - 5.0).abs() < 1e-12);
+        }
+        assert_eq!(mean[0], 7e9);
+    }
+
+    #[test]
+    fn the_gradient_of_a_row_is_orthogonal_to_ones_and_to_the_row() {
+        let dims = Dims { rows: 1, d: 19 };
+        let x: Vec<f64> = (0..19).map(|i| f64::from(i).sin()).collect();
+        let grad: Vec<f64> = (0..19).map(|i| f64::from(i).cos()).collect();
+        let (mut y, mut mean, mut rstd) = ([0.0; 19], [0.0], [0.0]);
+        let stats = Stats { mean: Some(&mut mean[..]), rstd: &mut rstd[..] };
+        forward(dims, &x, &[1.0; 19], None, 0.0, &mut y, stats).unwrap();
+        let (mut dx, mut dw) = ([0.0; 19], [0.0; 19]);
+        let stats = Stats { mean: Some(&mean[..]), rstd: &rstd[..] };
+        backward(dims, &grad, &x, &[1.0; 19], stats, None, &mut dx, &mut dw, None).unwrap();
+        assert!(dx.iter().sum::<f64>().abs() < 1e-13);
+        assert!(dx.iter().zip(&y).map(|(d, y)| d * y).sum::<f64>().abs() < 1e-13);
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        let stats = Stats { mean: None, rstd: &mut [0.0][..] };
+        let wrong = forward(Dims { rows: 1, d: 2 }, &[0.0; 2], &[1.0; 3], None, 0.0, &mut [0.0; 2], stats);
+        assert_eq!(wrong.unwrap_err().to_string(), "weight has 3 elements, expected 2");
+    }
+}

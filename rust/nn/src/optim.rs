@@ -194,3 +194,28 @@ pub fn running_mean<T: Float>(pairs: &mut [(&mut [T], &[T])], decay: f64) -> Res
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_step_has_the_size_of_the_rate() {
+        let (mut param, grad) = ([1.0_f64, 2.0, 3.0], [5.0, -0.1, 0.0]);
+        let (mut m, mut v) = ([0.0; 3], [0.0; 3]);
+        let leaf = Leaf { param: &mut param, grad: &grad, m: &mut m, v: &mut v, decay: false };
+        let (beta1, beta2) = (0.9, 0.95);
+        let how = AdamW { lr: 0.5, beta1, beta2, eps: 1e-12, weight_decay: 1.0, step: 1, grad_scale: 1.0 };
+        adamw(&mut [leaf], how).unwrap();
+        for (got, want) in param.iter().zip([0.5, 2.5, 3.0]) {
+            assert!((got - want).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn squares_of_several_arrays_add_up_in_double_precision() {
+        let (a, b) = (vec![3.0_f32; 40_000], [1e-4_f32; 5]);
+        let want = 360_000.0 + 5.0 * f64::from(1e-4_f32) * f64::from(1e-4_f32);
+        assert!((sum_of_squares(&[&a[..], &b[..], &[]]) - want).abs() < 1e-8);
+    }
+}

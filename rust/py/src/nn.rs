@@ -129,7 +129,7 @@ pub(crate) fn activate_backward<'py>(
     })
 }
 
-/// `(out, pre)`; `pre` is None unless asked for.
+/// `(out, slope)`; `slope` is None unless asked for, which needs an activation.
 #[pyfunction]
 pub(crate) fn linear<'py>(
     py: Python<'py>,
@@ -138,7 +138,7 @@ pub(crate) fn linear<'py>(
     bias: Maybe<'py>,
     activation: Option<&str>,
     residual: Maybe<'py>,
-    keep_pre: bool,
+    keep_slope: bool,
 ) -> PyResult<(Array<'py>, Maybe<'py>)> {
     let activation = activation.map(activation_of).transpose()?;
     by_dtype!(&x, T => {
@@ -148,21 +148,21 @@ pub(crate) fn linear<'py>(
         let n = weight.shape()[1];
         let shape = [outer(x.shape()), &[n]].concat();
         let mut out = Output::<T>::new(py, &shape);
-        let mut pre = keep_pre.then(|| Output::<T>::new(py, &shape));
+        let mut slope = (keep_slope && activation.is_some()).then(|| Output::<T>::new(py, &shape));
         let (xs, ws, os) = (x.as_slice(), weight.as_slice(), out.as_slice_mut());
         let after = nn::linear::Epilogue {
             bias: bias.as_ref().map(Input::as_slice),
             activation,
             residual: residual.as_ref().map(Input::as_slice),
         };
-        let ps = pre.as_mut().map(Output::as_slice_mut);
+        let ps = slope.as_mut().map(Output::as_slice_mut);
         door::run(py, || nn::linear::forward(nn::linear::Dims { m, k, n }, xs, ws, after, ps, os))?;
-        Ok((out.into_any(), pre.map(Output::into_any)))
+        Ok((out.into_any(), slope.map(Output::into_any)))
     })
 }
 
-/// `(dx, dweight, dbias)` from the gradient of `x W + b`. With `below = (q, name)`, where `x = act(q)`, the first
-/// is the gradient of `q`.
+/// `(dx, dweight, dbias)` from the gradient of `x W + b`. With `below = act'(q)`, where `x = act(q)`, the first is
+/// the gradient of `q`.
 #[pyfunction]
 pub(crate) fn linear_backward<'py>(
     py: Python<'py>,
@@ -170,15 +170,12 @@ pub(crate) fn linear_backward<'py>(
     x: Array<'py>,
     weight: Array<'py>,
     has_bias: bool,
-    below: Option<(Array<'py>, String)>,
+    below: Maybe<'py>,
 ) -> PyResult<(Array<'py>, Array<'py>, Maybe<'py>)> {
     by_dtype!(&x, T => {
         let grad = Input::<T>::new("grad", &grad)?;
         let (x, weight) = (Input::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let below = match below {
-            Some((q, name)) => Some((activation_of(&name)?, Input::<T>::new("below", &q)?)),
-            None => None,
-        };
+        let below = optional::<T>("below", &below)?;
         let (m, k) = rows_of(x.shape());
         let n = weight.shape()[1];
         let mut dx = Output::<T>::new(py, x.shape());
@@ -187,7 +184,7 @@ pub(crate) fn linear_backward<'py>(
         let (gs, xs, ws) = (grad.as_slice(), x.as_slice(), weight.as_slice());
         let (dxs, dws) = (dx.as_slice_mut(), dweight.as_slice_mut());
         let dbs = dbias.as_mut().map(Output::as_slice_mut);
-        let qs = below.as_ref().map(|(act, q)| (*act, q.as_slice()));
+        let qs = below.as_ref().map(Input::as_slice);
         door::run(py, || nn::linear::backward(nn::linear::Dims { m, k, n }, gs, xs, ws, qs, dxs, dws, dbs))?;
         Ok((dx.into_any(), dweight.into_any(), dbias.map(Output::into_any)))
     })
