@@ -384,7 +384,7 @@ def test_decoding_a_jpeg_at_less_than_its_size_keeps_what_can_be_seen(folder):
     waves.save(folder / "waves.jpg", quality=95)
     waves.save(folder / "waves.png")
     small, whole = (read_image(folder / f"waves.{form}", image_size=(128, 96)) for form in ("jpg", "png"))
-    assert np.abs(small - whole).max() < 0.05
+    assert np.abs(small - whole).max() < 0.1
 
 
 def test_a_sound_that_ends_early_is_refused(folder, monkeypatch):

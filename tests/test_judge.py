@@ -179,7 +179,7 @@ def test_rows_of_one_label_are_judged_once_merged():
         names=[("down", "across")[group] for group in groups],
     )
     with pytest.raises(
-        ArgumentError, match=r"training images of 220 groups, more than 200: merge .* merge_names"
+        ArgumentError, match=r"training images of 220 groups, more than 200: merge .*merge_names"
     ):
         Judge().fit(corpus)
     merged = corpus.merge_names()

@@ -97,8 +97,8 @@ class Judge:
         Raises
         ------
         ArgumentError
-            Where neither modality has training items of at least two groups, or one has them of more than 200:
-            a judge tells kinds of things apart, not single things (see `Corpus.merge_names`).
+            Where neither modality has training items of at least two groups, or one has them of more than
+            200: a judge tells kinds of things apart, not single things (see `Corpus.merge_names`).
         """
         train = corpus.select("train")
         for name, count in (

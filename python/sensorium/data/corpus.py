@@ -155,9 +155,9 @@ class Corpus:
     def merge_names(self) -> Corpus:
         """Return the corpus with groups of one name made one group.
 
-        The rows of a manifest are groups of their own, named by their texts. Where the texts are labels, as in
-        ``{"text": "seven", "image": "0412.png"}``, the rows of one label say the same thing; merged, they can be
-        told apart by a `sensorium.judge.Judge`.
+        The rows of a manifest are groups of their own, named by their texts. Where the texts are labels, as
+        in ``{"text": "seven", "image": "0412.png"}``, the rows of one label say the same thing; merged, they
+        can be told apart by a `sensorium.judge.Judge`.
 
         Returns
         -------
@@ -172,7 +172,8 @@ class Corpus:
         Examples
         --------
         >>> rows = Corpus(
-        ...     texts=["a", "b", "a"], text_group=np.arange(3), text_split=np.full(3, "train"), names=["a", "b", "a"]
+        ...     texts=["a", "b", "a"], names=["a", "b", "a"],
+        ...     text_group=np.arange(3), text_split=np.full(3, "train"),
         ... )
         >>> rows.merge_names().text_group.tolist(), rows.merge_names().names
         ([0, 1, 0], ('a', 'b'))
