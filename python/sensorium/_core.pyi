@@ -1,7 +1,7 @@
 """The compiled half. Private: use `sensorium.ops` and its neighbours."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, final
 
 from numpy.typing import NDArray
 
@@ -9,6 +9,19 @@ _Array = NDArray[Any]
 
 __version__: Final[str]
 MAX_THREADS: Final[int]
+
+@final
+class AttentionLayout:
+    def __new__(
+        cls,
+        samples: Sequence[tuple[Sequence[tuple[int, int, bool, bool]], int | None, Sequence[bool] | None]],
+    ) -> AttentionLayout: ...
+    @property
+    def pairs(self) -> int: ...
+    @property
+    def work(self) -> int: ...
+    def dense(self) -> _Array: ...
+    def ranges(self) -> list[tuple[int, int, int, list[tuple[int, int]]]]: ...
 
 def activate(x: _Array, name: str) -> _Array: ...
 def activate_backward(grad: _Array, x: _Array, name: str) -> _Array: ...
@@ -24,6 +37,26 @@ def adamw_step(
     weight_decay: float,
     step: int,
     grad_scale: float,
+) -> None: ...
+def attention_backward(
+    layout: AttentionLayout,
+    grad_out: _Array,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    out: _Array,
+    lse: _Array,
+    scale: float,
+    grads: Sequence[_Array],
+) -> None: ...
+def attention_forward(
+    layout: AttentionLayout,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    scale: float,
+    out: _Array,
+    lse: _Array,
 ) -> None: ...
 def cross_entropy(logits: _Array, targets: _Array, weights: _Array | None) -> tuple[float, _Array]: ...
 def cross_entropy_backward(

@@ -1,5 +1,11 @@
 """Public operations over the kernels."""
 
+from .attention import attention as attention
+from .attention import attention_backward as attention_backward
+from .attention import self_attention as self_attention
+from .attention import self_attention_backward as self_attention_backward
+from .layout import Layout as Layout
+from .layout import Segment as Segment
 from .linalg import matmul as matmul
 from .nn import cross_entropy as cross_entropy
 from .nn import cross_entropy_backward as cross_entropy_backward

@@ -4,6 +4,7 @@
 use pyo3::prelude::*;
 
 mod array;
+mod attention;
 mod core;
 mod door;
 mod nn;
@@ -11,6 +12,8 @@ mod nn;
 /// The compiled half of sensorium. Private: use `sensorium.ops` and its neighbours.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::attention::{AttentionLayout, attention_backward, attention_forward};
     #[pymodule_export]
     use super::core::{elementary, matmul};
     use super::door;

@@ -106,7 +106,7 @@ macro_rules! portable {
                 let root = std::f64::consts::FRAC_1_SQRT_2 as $t;
                 let (one, low) = ((1.0 as $t).to_bits(), (1 << $mantissa) - 1);
                 // Moves the exponent's step from 1 to sqrt(1/2); what then carries over is the exponent.
-                let moved = a.map(|x| x.to_bits() + (one - root.to_bits()));
+                let moved = a.map(|x| x.to_bits().wrapping_add(one - root.to_bits()));
                 let m = moved.map(|x| $t::from_bits((x & low) + root.to_bits()));
                 // The exponent in the low bits of 2^mantissa is that number plus the exponent.
                 let unit = (1_u64 << $mantissa) as $t;

@@ -1,0 +1,359 @@
+"""Attention over segment layouts: exact, blockwise, with work that grows with the visible pairs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NoReturn, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _core
+from .._validate import check_dims, check_finite_number
+from ..errors import ArgumentError, DTypeError, ShapeError
+from .layout import Layout
+
+__all__ = ["attention", "attention_backward", "self_attention", "self_attention_backward"]
+
+Array = NDArray[Any]
+_NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _tensor(name: str, value: ArrayLike) -> Array:
+    """Return ``value`` as the kernel reads it: as it is where rows are contiguous, otherwise a copy."""
+    array = value if type(value) is np.ndarray else np.asarray(value)
+    dtype = array.dtype
+    if dtype.kind != "f" or dtype.itemsize not in (4, 8):
+        raise DTypeError(f"{name} has dtype {dtype}, expected float32 or float64")
+    if array.ndim == 4:
+        size = dtype.itemsize
+        batch, head, row, column = array.strides
+        if (
+            column == size
+            and dtype.isnative
+            and array.flags.aligned
+            and min(batch, head, row) >= 0
+            and (batch | head | row) % size == 0
+        ):
+            return array
+    return np.require(array, dtype=dtype.newbyteorder("="), requirements=["C", "A"])
+
+
+def _scale(scale: float | None, width: int) -> float:
+    if scale is None:
+        return float(width**-0.5) if width else 1.0
+    return check_finite_number("scale", scale)
+
+
+def _like(array: Array) -> Array:
+    """Return a new array of the same shape with heads and tokens in the same order in memory."""
+    batch, heads, tokens, width = array.shape
+    _, head, row, _ = array.strides
+    if head < row:
+        return np.empty((batch, tokens, heads, width), dtype=array.dtype).transpose(0, 2, 1, 3)
+    return np.empty(array.shape, dtype=array.dtype)
+
+
+def _check(layout: Layout, q: Array, k: Array, v: Array) -> None:
+    if type(layout) is not Layout and not isinstance(layout, Layout):
+        raise DTypeError(f"layout must be a Layout, not {type(layout).__name__}")
+    if q.dtype == k.dtype == v.dtype and q.ndim == k.ndim == 4 and k.shape == v.shape:
+        (batch, heads, tokens, width), (k_batch, kv_heads, k_tokens, k_width) = q.shape, k.shape
+        divides = heads % kv_heads == 0 if kv_heads else heads == 0
+        if divides and (batch, tokens, width) == (k_batch, k_tokens, k_width) and tokens == len(layout):
+            return
+    _explain(layout, q, k, v)
+
+
+def _explain(layout: Layout, q: Array, k: Array, v: Array) -> NoReturn:
+    """Raise the error that says what does not fit."""
+    for name, array in (("k", k), ("v", v)):
+        if array.dtype != q.dtype:
+            raise DTypeError(f"{name} has dtype {array.dtype} but q has {q.dtype}")
+    sizes = check_dims("B H N D, B H_kv N D, B H_kv N D", q=q, k=k, v=v)
+    if sizes["N"] != len(layout):
+        raise ShapeError(f"q has N={sizes['N']} but layout has length {len(layout)}")
+    raise ArgumentError(f"k has H_kv={sizes['H_kv']}, which does not divide H={sizes['H']} of q")
+
+
+def _check_like(name: str, array: Array, other: str, like: Array, shape: tuple[int, ...]) -> None:
+    if array.dtype != like.dtype:
+        raise DTypeError(f"{name} has dtype {array.dtype} but {other} has {like.dtype}")
+    if array.shape != shape:
+        raise ShapeError(f"{name} has shape {array.shape}, expected {shape} to fit {other}")
+
+
+@overload
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    layout: Layout,
+    *,
+    scale: float | None = None,
+    return_lse: Literal[True] = True,
+) -> tuple[Array, Array]: ...
+@overload
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    layout: Layout,
+    *,
+    scale: float | None = None,
+    return_lse: Literal[False],
+) -> Array: ...
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    layout: Layout,
+    *,
+    scale: float | None = None,
+    return_lse: bool = True,
+) -> tuple[Array, Array] | Array:
+    """Return ``softmax(scale * q k^T over what the layout lets a query see) v``.
+
+    Every head of every batch has the same layout. Query head ``h`` reads key head ``h // (H / H_kv)``. A
+    query that sees nothing, or only scores of ``-inf``, gives 0 with ``lse = -inf``. NaN, and a score of
+    ``+inf``, make NaN of the rows that see them and of no others. Scores must not overflow the dtype before
+    ``scale`` is applied. Results do not depend on the number of threads, bit for bit.
+
+    Parameters
+    ----------
+    q : array (B, H, N, D)
+        Queries, ``float32`` or ``float64``. Any view whose last axis is contiguous, such as a part of a
+        packed projection, is read without a copy; other arrays are copied.
+    k, v : array (B, H_kv, N, D)
+        Keys and values of the same dtype; ``H_kv`` divides ``H``.
+    layout : Layout
+        Of length ``N``.
+    scale : float, optional
+        Factor of the scores; ``1 / sqrt(D)`` where None.
+    return_lse : bool
+        Also return ``lse``, which :func:`attention_backward` needs.
+
+    Returns
+    -------
+    out : array (B, H, N, D)
+        Laid out in memory like ``q``: for a view of a packed ``(B, N, 3, H, D)`` array it is
+        ``(B, N, H, D)`` in memory, and ``out.transpose(0, 2, 1, 3).reshape(B, N, H * D)`` costs nothing.
+    lse : array (B, H, N)
+        Logarithm of the sum of the exponentials of the visible scores.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where an argument does not fit; the message names it.
+
+    References
+    ----------
+    Milakov and Gimelshein 2018 (running softmax); Dao et al. 2022 and 2023 (blockwise attention).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sensorium.ops import Layout, Segment, attention
+    >>> layout = Layout([Segment("causal", 2), Segment("full", 3)])
+    >>> x = np.random.default_rng(0).normal(size=(1, 2, 5, 4))
+    >>> out, lse = attention(x, x, x, layout)
+    >>> out.shape, lse.shape
+    ((1, 2, 5, 4), (1, 2, 5))
+    >>> bool(np.allclose(out[:, :, 0], x[:, :, 0]))  # the first token sees itself alone
+    True
+    """
+    q, k, v = _tensor("q", q), _tensor("k", k), _tensor("v", v)
+    _check(layout, q, k, v)
+    out = _like(q)
+    lse = np.empty(q.shape[:3], dtype=q.dtype)
+    _core.attention_forward(layout._core, q, k, v, _scale(scale, q.shape[3]), out, lse)
+    return (out, lse) if return_lse else out
+
+
+def attention_backward(
+    grad_out: ArrayLike,
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    out: ArrayLike,
+    lse: ArrayLike,
+    layout: Layout,
+    *,
+    scale: float | None = None,
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of :func:`attention` by ``q``, ``k`` and ``v``.
+
+    A query that saw nothing has a zero gradient and adds nothing to others'. Deterministic, and the same bits
+    with any number of threads.
+
+    Parameters
+    ----------
+    grad_out : array (B, H, N, D)
+        Gradient by ``out``.
+    q, k, v, layout, scale
+        As given to :func:`attention`.
+    out : array (B, H, N, D)
+    lse : array (B, H, N)
+        As returned by :func:`attention`.
+
+    Returns
+    -------
+    dq : array (B, H, N, D)
+    dk, dv : array (B, H_kv, N, D)
+        Each laid out in memory like its argument.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where an argument does not fit; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sensorium.ops import Layout, Segment, attention, attention_backward
+    >>> layout = Layout([Segment("full", 3)])
+    >>> x = np.ones((1, 1, 3, 2))
+    >>> out, lse = attention(x, x, x, layout)
+    >>> dq, dk, dv = attention_backward(np.ones_like(out), x, x, x, out, lse, layout)
+    >>> bool(np.allclose(dv, 1.0))
+    True
+    """
+    q, k, v = _tensor("q", q), _tensor("k", k), _tensor("v", v)
+    _check(layout, q, k, v)
+    grads = (_like(q), _like(k), _like(v))
+    _backward(grad_out, q, k, v, out, lse, layout, scale, grads)
+    return grads
+
+
+def _backward(
+    grad_out: ArrayLike,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: ArrayLike,
+    lse: ArrayLike,
+    layout: Layout,
+    scale: float | None,
+    grads: tuple[Array, ...],
+) -> None:
+    """Check what :func:`attention` did not, and write ``grads``: three arrays, or one packed."""
+    grad_out, out = _tensor("grad_out", grad_out), _tensor("out", out)
+    if type(lse) is not np.ndarray or not lse.dtype.isnative or not lse.flags.carray:
+        lse = np.asarray(lse)
+        lse = np.require(lse, dtype=lse.dtype.newbyteorder("="), requirements=["C", "A"])
+    if not (grad_out.dtype == out.dtype == lse.dtype == q.dtype) or not (
+        grad_out.shape == out.shape == q.shape and lse.shape == q.shape[:3]
+    ):
+        _check_like("grad_out", grad_out, "q", q, q.shape)
+        _check_like("out", out, "q", q, q.shape)
+        _check_like("lse", lse, "q", q, q.shape[:3])
+    number = _scale(scale, q.shape[3])
+    _core.attention_backward(layout._core, grad_out, q, k, v, out, lse, number, grads)
+
+
+def _parts(name: str, packed: Array) -> tuple[Array, Array, Array]:
+    """Return the three views (B, H, N, D) of a packed (B, N, 3, H, D) array."""
+    if packed.ndim != 5 or packed.shape[2] != 3:
+        raise ShapeError(f"{name} has shape {packed.shape}, expected (B, N, 3, H, D)")
+    parts = packed.transpose(2, 0, 3, 1, 4)
+    return parts[0], parts[1], parts[2]
+
+
+def self_attention(qkv: ArrayLike, layout: Layout, *, scale: float | None = None) -> tuple[Array, Array]:
+    """Return attention over one packed projection, heads side by side: nothing is copied or transposed.
+
+    Parameters
+    ----------
+    qkv : array (B, N, 3, H, D)
+        Queries, keys and values, ``float32`` or ``float64``: a projection ``(B, N, 3 * H * D)`` reshaped.
+    layout : Layout
+        Of length ``N``.
+    scale : float, optional
+        Factor of the scores; ``1 / sqrt(D)`` where None.
+
+    Returns
+    -------
+    out : array (B, N, H * D)
+    lse : array (B, H, N)
+        See :func:`attention`.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where an argument does not fit; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sensorium.ops import Layout, Segment, self_attention
+    >>> qkv = np.zeros((2, 4, 3, 2, 8), dtype=np.float32)
+    >>> out, lse = self_attention(qkv, Layout([Segment("causal", 4)]))
+    >>> out.shape
+    (2, 4, 16)
+    """
+    packed = qkv if type(qkv) is np.ndarray else np.asarray(qkv)
+    q, k, v = _parts("qkv", packed)
+    batch, heads, tokens, width = q.shape
+    q, k, v = _tensor("qkv", q), _tensor("qkv", k), _tensor("qkv", v)
+    _check(layout, q, k, v)
+    out = np.empty((batch, tokens, heads, width), dtype=q.dtype)
+    lse = np.empty((batch, heads, tokens), dtype=q.dtype)
+    to = out.transpose(0, 2, 1, 3)
+    _core.attention_forward(layout._core, q, k, v, _scale(scale, width), to, lse)
+    return out.reshape(batch, tokens, heads * width), lse
+
+
+def self_attention_backward(
+    grad_out: ArrayLike,
+    qkv: ArrayLike,
+    out: ArrayLike,
+    lse: ArrayLike,
+    layout: Layout,
+    *,
+    scale: float | None = None,
+) -> Array:
+    """Return the gradient of :func:`self_attention` by ``qkv``.
+
+    Parameters
+    ----------
+    grad_out : array (B, N, H * D)
+        Gradient by ``out``.
+    qkv, layout, scale
+        As given to :func:`self_attention`.
+    out : array (B, N, H * D)
+    lse : array (B, H, N)
+        As returned by :func:`self_attention`.
+
+    Returns
+    -------
+    dqkv : array (B, N, 3, H, D)
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where an argument does not fit; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sensorium.ops import Layout, Segment, self_attention, self_attention_backward
+    >>> layout = Layout([Segment("causal", 4)])
+    >>> qkv = np.ones((1, 4, 3, 2, 8))
+    >>> out, lse = self_attention(qkv, layout)
+    >>> self_attention_backward(np.ones_like(out), qkv, out, lse, layout).shape
+    (1, 4, 3, 2, 8)
+    """
+    packed = qkv if type(qkv) is np.ndarray else np.asarray(qkv)
+    q, k, v = _parts("qkv", packed)
+    batch, heads, tokens, width = q.shape
+    heads_last: list[Array] = []
+    for name, value in (("grad_out", grad_out), ("out", out)):
+        array = value if type(value) is np.ndarray else np.asarray(value)
+        if array.shape != (batch, tokens, heads * width):
+            want = (batch, tokens, heads * width)
+            raise ShapeError(f"{name} has shape {array.shape}, expected {want} to fit qkv")
+        heads_last.append(array.reshape(batch, tokens, heads, width).transpose(0, 2, 1, 3))
+    q, k, v = _tensor("qkv", q), _tensor("qkv", k), _tensor("qkv", v)
+    _check(layout, q, k, v)
+    dqkv = np.empty((batch, tokens, 3, heads, width), dtype=q.dtype)
+    _backward(heads_last[0], q, k, v, heads_last[1], lse, layout, scale, (dqkv,))
+    return dqkv

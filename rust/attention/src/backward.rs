@@ -1,0 +1,550 @@
+//! Backward: `dq`, `dk`, `dv` from `grad_out` and what [`forward`](crate::forward) returned.
+//!
+//! `delta_i = dO_i . O_i`, `P_ij = exp(scale q_i.k_j - lse_i)`, `dV = P^T dO`, `dS = P * (dO V^T - delta)`,
+//! `dQ = scale dS K`, `dK = scale dS^T Q` (Dao et al. 2022, 2023), in one pass over the visible tiles. A task is a key
+//! head of a batch and some of the blocks of the query heads that share it, so `dk` and `dv` are sums within a task.
+//! Where there are few heads, several tasks share one: the first adds to the results themselves, each other to an
+//! array of its own over the keys that its blocks see, and these are added in order at the end. How work is cut
+//! depends on sizes alone, so results do not depend on threads.
+//!
+//! Edges: a query that saw nothing has `lse = -inf`, gets a zero gradient and adds nothing to any key.
+
+use crate::forward::{Scale, add_visible, check, finite, hide};
+use crate::pack::{transpose_in, transpose_out};
+use crate::plan::{BLOCK, Block, Plan};
+use crate::scratch::Scratch;
+use crate::tile::{MAX_NR, for_tiles, load, multiply, store};
+use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
+use crate::visit::{CHUNK, Chunk, for_chunks};
+use sensorium_core::math::exp2_nonpositive;
+use sensorium_core::{Float, Kernel, Result, Simd, error::check_len, threads};
+use std::ops::Range;
+
+/// Tasks that there should be, for a machine with as many threads.
+const TASKS: usize = 16;
+/// Floating-point operations worth a task of its own: about 40 microseconds.
+const TASK_WORK: u64 = 1 << 22;
+
+/// `dq`, `dk` and `dv`, given `grad_out (B, H, N, D)` and the results of [`forward`](crate::forward).
+///
+/// # Errors
+/// [`Error::Dim`](sensorium_core::Error), `Len` or `Value` naming the argument.
+pub fn backward<T: Float>(
+    dims: Dims,
+    plan: &Plan,
+    grad_out: View<'_, T>,
+    q: View<'_, T>,
+    k: View<'_, T>,
+    v: View<'_, T>,
+    out: View<'_, T>,
+    lse: &[T],
+    scale: f64,
+    [dq, dk, dv]: [ViewMut<'_, T>; 3],
+) -> Result<()> {
+    check(dims, plan, [&q, &k, &v], scale)?;
+    grad_out.check("grad_out", dims.query_shape())?;
+    out.check("out", dims.query_shape())?;
+    check_len("lse", lse, dims.batch * dims.heads * dims.tokens)?;
+    dq.check("dq", dims.query_shape())?;
+    dk.check("dk", dims.key_shape())?;
+    dv.check("dv", dims.key_shape())?;
+    let kv_heads = dims.batch * dims.kv_heads;
+    if kv_heads == 0 {
+        return Ok(());
+    }
+    let group = dims.heads / dims.kv_heads;
+    let parts = Parts::new(plan, dims.width, kv_heads, group);
+    // SAFETY of every `head` below: a task writes the queries of its own blocks, part 0 alone writes `dk` and `dv`,
+    // and the other parts write their own sums.
+    let sums = parts.sums::<T>(plan, dims.width, kv_heads);
+    threads::for_each(kv_heads * parts.count, parts.work, |task| {
+        let (kv, part) = (task / parts.count, task % parts.count);
+        let (batch, kv_head) = (kv / dims.kv_heads, kv % dims.kv_heads);
+        let (keys, dk, dv) = if part == 0 {
+            (0..dims.tokens, dk.head(batch, kv_head), dv.head(batch, kv_head))
+        } else {
+            sums.rows(kv, part)
+        };
+        T::dispatch(Clear { rows: [dk, dv], count: keys.len(), width: dims.width });
+        let at = |i: usize| {
+            let head = batch * dims.heads + kv_head * group + i;
+            (head, kv_head * group + i)
+        };
+        for (i, blocks) in parts.blocks(plan, part) {
+            let (head, head_in_batch) = at(i);
+            T::dispatch(Task {
+                plan,
+                blocks,
+                width: dims.width,
+                grad_out: grad_out.head(batch, head_in_batch),
+                q: q.head(batch, head_in_batch),
+                k: k.head(batch, kv_head),
+                v: v.head(batch, kv_head),
+                out: out.head(batch, head_in_batch),
+                lse: &lse[head * dims.tokens..][..dims.tokens],
+                scale: Scale::new(scale),
+                full_scale: T::from_f64(scale),
+                dq: dq.head(batch, head_in_batch),
+                first_key: keys.start,
+                dk,
+                dv,
+            });
+        }
+    });
+    threads::for_each(
+        if parts.count > 1 { kv_heads } else { 0 },
+        dims.tokens * dims.width * parts.count,
+        |kv| {
+            let (batch, kv_head) = (kv / dims.kv_heads, kv % dims.kv_heads);
+            for part in 1..parts.count {
+                let (keys, dk_sum, dv_sum) = sums.rows(kv, part);
+                for (sum, total) in [(dk_sum, dk.head(batch, kv_head)), (dv_sum, dv.head(batch, kv_head))] {
+                    T::dispatch(Add { sum, total, keys: keys.clone(), width: dims.width });
+                }
+            }
+        },
+    );
+    Ok(())
+}
+
+/// How the blocks of the query heads that share a key head are cut into tasks.
+struct Parts {
+    /// Query heads to a key head.
+    group: usize,
+    /// Parts of the whole group: a multiple of `group`, or a divisor.
+    count: usize,
+    /// Floating-point operations of a part.
+    work: usize,
+}
+
+impl Parts {
+    fn new(plan: &Plan, width: usize, kv_heads: usize, group: usize) -> Self {
+        let head_work = plan.work().saturating_mul(10 * width as u64 + 24);
+        let wanted = TASKS.div_ceil(kv_heads).max(1);
+        let worth = head_work.saturating_mul(group as u64) / TASK_WORK;
+        let count = (wanted as u64).min(worth).max(1) as usize;
+        // Whole heads to a part, or whole parts to a head.
+        let count = if count <= group {
+            (count..=group).find(|c| group.is_multiple_of(*c)).unwrap_or(group)
+        } else {
+            count.div_ceil(group).min(plan.blocks().len().max(1)) * group
+        };
+        Self { group, count, work: (head_work.saturating_mul(group as u64) / count as u64) as usize }
+    }
+
+    /// Heads of the group and their blocks that make up `part`.
+    fn blocks(&self, plan: &Plan, part: usize) -> Vec<(usize, Range<usize>)> {
+        if self.count <= self.group {
+            let heads = self.group / self.count;
+            (part * heads..(part + 1) * heads).map(|i| (i, 0..plan.blocks().len())).collect()
+        } else {
+            let parts = self.count / self.group;
+            vec![(part / parts, plan.part(part % parts, parts))]
+        }
+    }
+
+    /// Arrays for the sums of all parts but the first of each key head.
+    fn sums<T: Float>(&self, plan: &Plan, width: usize, kv_heads: usize) -> Sums<T> {
+        let mut keys = Vec::from([Range { start: 0, end: 0 }]);
+        let mut first = vec![0, 0];
+        for part in 1..self.count {
+            let mut seen = Range { start: usize::MAX, end: 0 };
+            for (_, blocks) in self.blocks(plan, part) {
+                for visit in plan.blocks()[blocks].iter().flat_map(|block| plan.visits(block)) {
+                    seen.start = seen.start.min(visit.keys.start as usize);
+                    seen.end = seen.end.max(visit.keys.end as usize);
+                }
+            }
+            let seen = if seen.is_empty() { 0..0 } else { seen };
+            first.push(first[part] + 2 * seen.len() * width);
+            keys.push(seen);
+        }
+        let total = first[self.count];
+        // Untouched memory: each task clears its own part, in its own cache.
+        let mut data = Vec::with_capacity(total * kv_heads);
+        let start = data.as_mut_ptr();
+        Sums { keys, first, total, width, start, _data: data }
+    }
+}
+
+/// Sums of `dk` and `dv` over parts of the blocks.
+struct Sums<T> {
+    /// Keys that each part sees.
+    keys: Vec<Range<usize>>,
+    /// Where each part starts within the sums of a key head.
+    first: Vec<usize>,
+    /// Elements for a key head.
+    total: usize,
+    width: usize,
+    start: *mut T,
+    _data: Vec<T>,
+}
+
+// SAFETY: tasks share it to find their own rows, which do not overlap.
+unsafe impl<T: Send> Sync for Sums<T> {}
+
+impl<T: Float> Sums<T> {
+    /// Keys of a part, and its rows of `dk` and `dv`.
+    fn rows(&self, kv: usize, part: usize) -> (Range<usize>, RowsMut<T>, RowsMut<T>) {
+        let keys = self.keys[part].clone();
+        let dk = self.start.wrapping_add(kv * self.total + self.first[part]);
+        let dv = dk.wrapping_add(keys.len() * self.width);
+        (keys, RowsMut { data: dk, stride: self.width }, RowsMut { data: dv, stride: self.width })
+    }
+}
+
+/// Zeroes rows.
+struct Clear<T> {
+    rows: [RowsMut<T>; 2],
+    count: usize,
+    width: usize,
+}
+
+impl<T: Float> Kernel<T> for Clear<T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, _: S) {
+        for rows in self.rows {
+            for i in 0..self.count {
+                // SAFETY: the rows exist and belong to the task. The memory may be fresh: it is written, not read.
+                unsafe { std::ptr::write_bytes(rows.row(i), 0, self.width) };
+            }
+        }
+    }
+}
+
+/// Adds the rows of one part to the result.
+struct Add<T> {
+    sum: RowsMut<T>,
+    total: RowsMut<T>,
+    keys: Range<usize>,
+    width: usize,
+}
+
+impl<T: Float> Kernel<T> for Add<T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, _: S) {
+        for (i, key) in self.keys.enumerate() {
+            // SAFETY: the rows exist; the task that adds to a key head is alone.
+            let (sum, total) = unsafe {
+                let sum = std::slice::from_raw_parts(self.sum.row(i), self.width);
+                (sum, std::slice::from_raw_parts_mut(self.total.row(key), self.width))
+            };
+            for (total, &sum) in total.iter_mut().zip(sum) {
+                *total += sum;
+            }
+        }
+    }
+}
+
+/// Some blocks of one query head.
+struct Task<'a, T> {
+    plan: &'a Plan,
+    blocks: Range<usize>,
+    width: usize,
+    grad_out: Rows<T>,
+    q: Rows<T>,
+    k: Rows<T>,
+    v: Rows<T>,
+    out: Rows<T>,
+    lse: &'a [T],
+    scale: Scale<T>,
+    full_scale: T,
+    dq: RowsMut<T>,
+    /// Key of row 0 of `dk` and `dv`.
+    first_key: usize,
+    dk: RowsMut<T>,
+    dv: RowsMut<T>,
+}
+
+/// Scratch of a task; `lanes` is the number of lanes of the group in hand, and `depth` is `D` in whole vectors.
+struct Buffers<T> {
+    /// `(D, lanes)`: queries with the sign of the scale.
+    qt: *mut T,
+    /// `(D, lanes)`: `scale dO`.
+    gt: *mut T,
+    /// `(D, lanes)`: the sum of `dQ` so far.
+    dqt: *mut T,
+    /// `(CHUNK, lanes)`: probabilities.
+    p: *mut T,
+    /// `(CHUNK, lanes)`: `scale dS`.
+    ds: *mut T,
+    /// `(lanes, depth)`: rows of queries.
+    rows_q: *mut T,
+    /// `(lanes, depth)`: rows of `dO`.
+    rows_g: *mut T,
+}
+
+/// What stays the same over the chunks of a group of `NR` vectors of queries.
+struct Group<V, const NR: usize> {
+    /// `-lse` as an exponent of two; `-inf` where nothing was seen.
+    shift: [V; NR],
+    /// `scale dO . O`.
+    delta: [V; NR],
+    /// Whether the rows of `q` and `grad_out` are.
+    finite: bool,
+}
+
+impl<T: Float> Kernel<T> for Task<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let most = MAX_NR * S::LANES;
+        let depth = self.width.next_multiple_of(S::LANES);
+        let (columns, scores, rows) = (self.width * most, CHUNK * most, most * depth);
+        let mut scratch = Scratch::new::<T>(&[columns, columns, columns, scores, scores, rows, rows]);
+        let buffers = Buffers {
+            qt: scratch.take(columns),
+            gt: scratch.take(columns),
+            dqt: scratch.take(columns),
+            p: scratch.take(scores),
+            ds: scratch.take(scores),
+            rows_q: scratch.take(rows),
+            rows_g: scratch.take(rows),
+        };
+        for block in &self.plan.blocks()[self.blocks.clone()] {
+            let queries = block.queries.len();
+            for first in (0..queries).step_by(most) {
+                let lanes = most.min(queries - first);
+                // SAFETY: the buffers have room for `most` lanes; the rows exist, since the views were checked
+                // against the plan.
+                unsafe {
+                    match lanes.div_ceil(S::LANES) {
+                        1 => self.group::<S, 1>(s, &buffers, block, first, lanes),
+                        2 => self.group::<S, 2>(s, &buffers, block, first, lanes),
+                        _ => self.group::<S, MAX_NR>(s, &buffers, block, first, lanes),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<T: Float> Task<'_, T> {
+    /// Queries `first..first + lanes` of `block`.
+    ///
+    /// # Safety
+    /// `lanes` fit `NR` vectors, the buffers have room for as many, and the rows of the plan exist.
+    #[inline(always)]
+    unsafe fn group<S: Simd<T>, const NR: usize>(
+        &self,
+        s: S,
+        buffers: &Buffers<T>,
+        block: &Block,
+        first: usize,
+        lanes: usize,
+    ) {
+        let width = NR * S::LANES;
+        let query = block.queries.start as usize + first;
+        // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
+        let group = unsafe {
+            let (q, g) = (self.q.row(query), self.grad_out.row(query));
+            transpose_in(q, self.q.stride, lanes, self.width, self.scale.sign, buffers.qt, width);
+            transpose_in(g, self.grad_out.stride, lanes, self.width, self.full_scale, buffers.gt, width);
+            std::slice::from_raw_parts_mut(buffers.dqt, self.width * width).fill(T::ZERO);
+            let depth = self.width.next_multiple_of(S::LANES);
+            for i in 0..lanes {
+                for (from, to) in [(self.q, buffers.rows_q), (self.grad_out, buffers.rows_g)] {
+                    std::ptr::copy_nonoverlapping(from.row(query + i), to.add(i * depth), self.width);
+                }
+            }
+            self.start::<S, NR>(s, query, lanes)
+        };
+        for visit in self.plan.visits(block) {
+            for_chunks(visit, self.plan.mask(visit), first, lanes, width, |chunk| {
+                // SAFETY: as this function's; the keys of a visit exist.
+                unsafe {
+                    self.scores::<S, NR>(s, buffers, chunk, &group);
+                    if chunk.masked
+                        && !(group.finite
+                            && finite(s, self.k.row(chunk.start), self.k.stride, chunk.keys, self.width))
+                    {
+                        self.add_slowly(buffers, chunk, width, query);
+                    } else {
+                        self.queries::<S, NR>(s, buffers, chunk);
+                        self.keys(s, chunk, self.dv, buffers.p, width, buffers.rows_g, lanes);
+                        self.keys(s, chunk, self.dk, buffers.ds, width, buffers.rows_q, lanes);
+                    }
+                }
+            });
+        }
+        let ones = [T::ONE; BLOCK];
+        // SAFETY: as above; the rows of `dq` belong to this task.
+        unsafe {
+            let dq = self.dq.row(query);
+            transpose_out(buffers.dqt, width, lanes, self.width, ones.as_ptr(), dq, self.dq.stride);
+        }
+    }
+
+    /// `lse` and `delta` of a group.
+    #[inline(always)]
+    unsafe fn start<S: Simd<T>, const NR: usize>(&self, s: S, query: usize, lanes: usize) -> Group<S::V, NR> {
+        let mut shift = [T::NEG_INFINITY; BLOCK];
+        let mut delta = [T::ZERO; BLOCK];
+        let back = T::ONE / self.scale.back;
+        for i in 0..lanes {
+            // SAFETY: the rows exist.
+            let (g, o) = unsafe {
+                (
+                    std::slice::from_raw_parts(self.grad_out.row(query + i), self.width),
+                    std::slice::from_raw_parts(self.out.row(query + i), self.width),
+                )
+            };
+            delta[i] = self.full_scale * dot(s, g, o);
+            let lse = self.lse[query + i];
+            // Where nothing was seen, every exponent is -inf.
+            if lse != T::NEG_INFINITY {
+                shift[i] = -(lse * back);
+            }
+        }
+        // SAFETY: the rows exist.
+        let finite = unsafe {
+            finite(s, self.q.row(query), self.q.stride, lanes, self.width)
+                && finite(s, self.grad_out.row(query), self.grad_out.stride, lanes, self.width)
+        };
+        Group {
+            shift: std::array::from_fn(|j| s.load(&shift[j * S::LANES..])),
+            delta: std::array::from_fn(|j| s.load(&delta[j * S::LANES..])),
+            finite,
+        }
+    }
+
+    /// `p = P^T` and `ds = scale dS^T` over a chunk.
+    #[inline(always)]
+    unsafe fn scores<S: Simd<T>, const NR: usize>(
+        &self,
+        s: S,
+        buffers: &Buffers<T>,
+        chunk: &Chunk<T>,
+        group: &Group<S::V, NR>,
+    ) {
+        let width = NR * S::LANES;
+        let factor = s.splat(self.scale.factor);
+        for_tiles!(S, chunk.keys, MR, at => {
+            // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
+            unsafe {
+                let zero = [[s.splat(T::ZERO); NR]; MR];
+                let k = self.k.row(chunk.start + at);
+                let mut p =
+                    multiply::<T, S, MR, NR>(s, zero, k, (self.k.stride, 1), buffers.qt, width, self.width);
+                for p in &mut p {
+                    for (p, &shift) in p.iter_mut().zip(&group.shift) {
+                        *p = exp2_nonpositive(s, s.mul_add(*p, factor, shift));
+                    }
+                }
+                if chunk.masked {
+                    hide(s, &mut p, chunk, at, T::ZERO);
+                }
+                store(s, p, buffers.p.add(at * width), width);
+                let v = self.v.row(chunk.start + at);
+                let mut ds =
+                    multiply::<T, S, MR, NR>(s, zero, v, (self.v.stride, 1), buffers.gt, width, self.width);
+                let p = load::<T, S, MR, NR>(s, buffers.p.add(at * width), width);
+                for (ds, p) in ds.iter_mut().zip(&p) {
+                    for ((ds, &p), &delta) in ds.iter_mut().zip(p).zip(&group.delta) {
+                        *ds = s.mul(p, s.sub(*ds, delta));
+                    }
+                }
+                if chunk.masked {
+                    hide(s, &mut ds, chunk, at, T::ZERO);
+                }
+                store(s, ds, buffers.ds.add(at * width), width);
+            }
+        });
+    }
+
+    /// `dQ^T += K^T dS^T` over a chunk.
+    #[inline(always)]
+    unsafe fn queries<S: Simd<T>, const NR: usize>(&self, s: S, buffers: &Buffers<T>, chunk: &Chunk<T>) {
+        let width = NR * S::LANES;
+        let k = self.k.row(chunk.start);
+        // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
+        unsafe {
+            for_tiles!(S, self.width, MR, d => {
+                let acc = load::<T, S, MR, NR>(s, buffers.dqt.add(d * width), width);
+                let acc = multiply(s, acc, k.add(d), (1, self.k.stride), buffers.ds, width, chunk.keys);
+                store(s, acc, buffers.dqt.add(d * width), width);
+            });
+        }
+    }
+
+    /// `to[j] += sum_i weights[j, i] rows[i]` over the chunk's keys `j` and the group's queries `i`.
+    #[inline(always)]
+    unsafe fn keys<S: Simd<T>>(
+        &self,
+        s: S,
+        chunk: &Chunk<T>,
+        to: RowsMut<T>,
+        weights: *const T,
+        width: usize,
+        rows: *const T,
+        lanes: usize,
+    ) {
+        let depth = self.width.next_multiple_of(S::LANES);
+        let whole = self.width - self.width % S::LANES;
+        let first = chunk.start - self.first_key;
+        for_tiles!(S, chunk.keys, MR, at => {
+            // SAFETY: the keys exist, the buffers hold `width` lanes and `depth` columns.
+            unsafe {
+                let a = weights.add(at * width);
+                let (to, stride) = (to.row(first + at), to.stride);
+                let mut d = 0;
+                while d + 2 * S::LANES <= whole {
+                    let acc = load::<T, S, MR, 2>(s, to.add(d), stride);
+                    let acc = multiply(s, acc, a, (width, 1), rows.add(d), depth, lanes);
+                    store(s, acc, to.add(d), stride);
+                    d += 2 * S::LANES;
+                }
+                while d + S::LANES <= whole {
+                    let acc = load::<T, S, MR, 1>(s, to.add(d), stride);
+                    let acc = multiply(s, acc, a, (width, 1), rows.add(d), depth, lanes);
+                    store(s, acc, to.add(d), stride);
+                    d += S::LANES;
+                }
+                if d < self.width {
+                    let acc = [[s.splat(T::ZERO); 1]; MR];
+                    let acc = multiply(s, acc, a, (width, 1), rows.add(d), depth, lanes);
+                    for (i, [acc]) in acc.into_iter().enumerate() {
+                        let tail = std::slice::from_raw_parts_mut(to.add(i * stride + d), self.width - d);
+                        s.store_head(tail, s.add(s.load_head(tail, T::ZERO), acc));
+                    }
+                }
+            }
+        });
+    }
+
+    /// What `queries` and `keys` add, pair by pair over what is seen: for chunks in which a product with what is not
+    /// seen would be `0 * inf`.
+    #[cold]
+    unsafe fn add_slowly(&self, buffers: &Buffers<T>, chunk: &Chunk<T>, width: usize, query: usize) {
+        let k = self.k.row(chunk.start);
+        // SAFETY: the chunk's keys and the visible lanes' queries exist.
+        unsafe {
+            add_visible(chunk, k, self.k.stride, buffers.ds, buffers.dqt, width, self.width);
+            for j in 0..chunk.keys {
+                let key = T::from_usize(j);
+                let row = chunk.start - self.first_key + j;
+                for i in (0..width).filter(|&i| chunk.lo[i] <= key && key < chunk.hi[i]) {
+                    let (p, ds) = (*buffers.p.add(j * width + i), *buffers.ds.add(j * width + i));
+                    for d in 0..self.width {
+                        *self.dv.row(row).add(d) += p * *self.grad_out.row(query + i).add(d);
+                        *self.dk.row(row).add(d) += ds * *self.q.row(query + i).add(d);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sum_d a[d] b[d]`.
+#[inline(always)]
+fn dot<T: Float, S: Simd<T>>(s: S, a: &[T], b: &[T]) -> T {
+    let whole = a.len() - a.len() % S::LANES;
+    let mut sum = s.splat(T::ZERO);
+    for at in (0..whole).step_by(S::LANES) {
+        sum = s.mul_add(s.load(&a[at..]), s.load(&b[at..]), sum);
+    }
+    let tail = |x: &[T]| s.load_head(&x[whole..], T::ZERO);
+    s.reduce_sum(s.mul_add(tail(a), tail(b), sum))
+}

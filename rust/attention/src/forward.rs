@@ -1,0 +1,436 @@
+//! Forward: `out` and `lse`.
+//!
+//! A task is a head and some blocks of queries. For each block the queries are transposed, so that they lie along
+//! the lanes, and the keys are taken in chunks: scores `S^T = K Q^T`, the running maximum, `P^T = exp(S^T - max)` in
+//! place, and `O^T = alpha O^T + V^T P^T`. Scores stay unscaled; scale and maximum enter the exponential in one
+//! fused multiply-add, so a large score loses no digits to scaling.
+//!
+//! Edges: a query that sees nothing, or only scores of `-inf`, gives 0 and `-inf`; a score of `+inf` or NaN makes its
+//! row NaN; what a query does not see never reaches its row, NaN and infinity included.
+
+use crate::pack::{transpose_in, transpose_out};
+use crate::plan::{BLOCK, Block, Plan};
+use crate::scratch::Scratch;
+use crate::tile::{MAX_NR, for_tiles, load, multiply, store};
+use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
+use crate::visit::{CHUNK, Chunk, for_chunks};
+use sensorium_core::math::{exp2_nonpositive, log};
+use sensorium_core::{Error, Float, Kernel, Result, Simd, error::check_len, threads};
+use std::ops::Range;
+
+/// Floating-point operations worth a task of its own: about 20 microseconds.
+const TASK_WORK: u64 = 1 << 21;
+
+/// How scores become exponents of two: `2^(factor * sign * (q.k))` is `e^(scale * q.k)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale<T> {
+    /// Of the scale: -1, 0 or 1, and enters with the queries.
+    pub(crate) sign: T,
+    /// `|scale| log2(e)`, rounded.
+    pub(crate) factor: T,
+    /// What takes the rounded exponents of two back to the scaled scores.
+    pub(crate) back: T,
+}
+
+impl<T: Float> Scale<T> {
+    pub(crate) fn new(scale: f64) -> Self {
+        if scale == 0.0 {
+            return Self { sign: T::ZERO, factor: T::ONE, back: T::from_f64(std::f64::consts::LN_2) };
+        }
+        let factor = T::from_f64(scale.abs() * std::f64::consts::LOG2_E);
+        let back = T::from_f64(scale.abs() / factor.to_f64());
+        Self { sign: T::from_f64(scale.signum()), factor, back }
+    }
+}
+
+/// Checks what [`forward`] and [`backward`](crate::backward) have in common.
+pub(crate) fn check<T: Float>(
+    dims: Dims,
+    plan: &Plan,
+    [q, k, v]: [&View<'_, T>; 3],
+    scale: f64,
+) -> Result<()> {
+    let Dims { heads, kv_heads, tokens, .. } = dims;
+    if plan.tokens() != tokens {
+        return Err(Error::Dim { arg: "q", dim: "N", want: plan.tokens(), got: tokens });
+    }
+    if heads != 0 && (kv_heads == 0 || heads % kv_heads != 0) {
+        let what = format!("has H_kv={kv_heads}, which does not divide H={heads} of q");
+        return Err(Error::Value { arg: "k", what });
+    }
+    if !scale.is_finite() {
+        return Err(Error::Value { arg: "scale", what: format!("must be finite, not {scale}") });
+    }
+    q.check("q", dims.query_shape())?;
+    k.check("k", dims.key_shape())?;
+    v.check("v", dims.key_shape())
+}
+
+/// `out = softmax(scale Q K^T over visible pairs) V`, and `lse (B, H, N)`.
+///
+/// # Errors
+/// [`Error::Dim`], [`Error::Len`] or [`Error::Value`] naming the argument.
+#[allow(clippy::needless_pass_by_value)] // A view to write is an exclusive borrow: the caller gives it away.
+pub fn forward<T: Float>(
+    dims: Dims,
+    plan: &Plan,
+    q: View<'_, T>,
+    k: View<'_, T>,
+    v: View<'_, T>,
+    scale: f64,
+    out: ViewMut<'_, T>,
+    lse: &mut [T],
+) -> Result<()> {
+    check(dims, plan, [&q, &k, &v], scale)?;
+    out.check("out", dims.query_shape())?;
+    check_len("lse", lse, dims.batch * dims.heads * dims.tokens)?;
+    let head_work = plan.work().saturating_mul(4 * dims.width as u64 + 16);
+    let parts = (head_work / TASK_WORK).clamp(1, plan.blocks().len().max(1) as u64) as usize;
+    let tasks = dims.batch * dims.heads * parts;
+    let lse = threads::Disjoint::new(lse);
+    threads::for_each(tasks, (head_work / parts as u64) as usize, |task| {
+        let (head, part) = (task / parts, task % parts);
+        let (batch, head_in_batch) = (head / dims.heads, head % dims.heads);
+        let kv_head = head_in_batch / (dims.heads / dims.kv_heads);
+        let blocks = plan.part(part, parts);
+        let queries = queries(plan, &blocks);
+        T::dispatch(Task {
+            plan,
+            blocks,
+            width: dims.width,
+            q: q.head(batch, head_in_batch),
+            k: k.head(batch, kv_head),
+            v: v.head(batch, kv_head),
+            scale: Scale::new(scale),
+            out: out.head(batch, head_in_batch),
+            first: queries.start,
+            // SAFETY: the rows of different heads and parts do not overlap.
+            lse: unsafe { lse.slice(head * dims.tokens + queries.start..head * dims.tokens + queries.end) },
+        });
+    });
+    Ok(())
+}
+
+/// Queries of consecutive blocks.
+fn queries(plan: &Plan, blocks: &Range<usize>) -> Range<usize> {
+    match (plan.blocks().get(blocks.start), blocks.end.checked_sub(1).map(|b| &plan.blocks()[b])) {
+        (Some(first), Some(last)) if !blocks.is_empty() => {
+            first.queries.start as usize..last.queries.end as usize
+        }
+        _ => 0..0,
+    }
+}
+
+/// Some blocks of one head.
+struct Task<'a, T> {
+    plan: &'a Plan,
+    blocks: Range<usize>,
+    width: usize,
+    q: Rows<T>,
+    k: Rows<T>,
+    v: Rows<T>,
+    scale: Scale<T>,
+    out: RowsMut<T>,
+    /// Query that `lse` starts with.
+    first: usize,
+    lse: &'a mut [T],
+}
+
+/// Scratch of a task; `lanes` is the number of lanes of the group in hand.
+struct Buffers<T> {
+    /// `(D, lanes)`: queries.
+    qt: *mut T,
+    /// `(D, lanes)`: the sum so far.
+    ot: *mut T,
+    /// `(CHUNK, lanes)`: scores, then probabilities.
+    p: *mut T,
+}
+
+/// Running softmax of a group of `NR` vectors of queries.
+struct Running<V, const NR: usize> {
+    /// Largest score so far.
+    max: [V; NR],
+    /// The same as an exponent of two; `-inf` before the first finite score.
+    shift: [V; NR],
+    /// Sum of `2^(score - shift)`.
+    sum: [V; NR],
+}
+
+impl<T: Float> Kernel<T> for Task<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(mut self, s: S) {
+        let most = MAX_NR * S::LANES;
+        let sizes = [self.width * most, self.width * most, CHUNK * most];
+        let mut scratch = Scratch::new::<T>(&sizes);
+        let buffers =
+            Buffers { qt: scratch.take(sizes[0]), ot: scratch.take(sizes[1]), p: scratch.take(sizes[2]) };
+        let plan = self.plan;
+        for block in &plan.blocks()[self.blocks.clone()] {
+            let queries = block.queries.len();
+            for first in (0..queries).step_by(most) {
+                let lanes = most.min(queries - first);
+                // SAFETY: the buffers have room for `most` lanes; the rows exist, since the views were checked
+                // against the plan.
+                unsafe {
+                    match lanes.div_ceil(S::LANES) {
+                        1 => self.group::<S, 1>(s, &buffers, block, first, lanes),
+                        2 => self.group::<S, 2>(s, &buffers, block, first, lanes),
+                        _ => self.group::<S, MAX_NR>(s, &buffers, block, first, lanes),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<T: Float> Task<'_, T> {
+    /// Queries `first..first + lanes` of `block`.
+    ///
+    /// # Safety
+    /// `lanes` fit `NR` vectors, the buffers have room for as many, and the rows of the plan exist.
+    #[inline(always)]
+    unsafe fn group<S: Simd<T>, const NR: usize>(
+        &mut self,
+        s: S,
+        buffers: &Buffers<T>,
+        block: &Block,
+        first: usize,
+        lanes: usize,
+    ) {
+        let width = NR * S::LANES;
+        let query = block.queries.start as usize + first;
+        let mut running = Running {
+            max: [s.splat(T::NEG_INFINITY); NR],
+            shift: [s.splat(T::NEG_INFINITY); NR],
+            sum: [s.splat(T::ZERO); NR],
+        };
+        // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
+        unsafe {
+            transpose_in(
+                self.q.row(query),
+                self.q.stride,
+                lanes,
+                self.width,
+                self.scale.sign,
+                buffers.qt,
+                width,
+            );
+            std::slice::from_raw_parts_mut(buffers.ot, self.width * width).fill(T::ZERO);
+        }
+        for visit in self.plan.visits(block) {
+            for_chunks(visit, self.plan.mask(visit), first, lanes, width, |chunk| {
+                // SAFETY: as this function's; the keys of a visit exist.
+                unsafe {
+                    self.scores::<S, NR>(s, buffers, chunk, &mut running);
+                    let alpha = self.exponentials::<S, NR>(s, buffers, chunk, &mut running);
+                    self.values::<S, NR>(s, buffers, chunk, alpha);
+                }
+            });
+        }
+        let mut lse = [T::ZERO; BLOCK];
+        let mut inverse = [T::ZERO; BLOCK];
+        for j in 0..NR {
+            let sum = running.sum[j];
+            let value = s.mul_add(running.shift[j], s.splat(self.scale.back), log(s, sum));
+            s.store(&mut lse[j * S::LANES..], value);
+            let zero = s.splat(T::ZERO);
+            // A NaN sum takes the zero too, and its row is NaN already.
+            let value = s.select(s.lt(zero, sum), s.div(s.splat(T::ONE), sum), zero);
+            s.store(&mut inverse[j * S::LANES..], value);
+        }
+        self.lse[query - self.first..][..lanes].copy_from_slice(&lse[..lanes]);
+        // SAFETY: as above; the rows of `out` belong to this task.
+        unsafe {
+            transpose_out(
+                buffers.ot,
+                width,
+                lanes,
+                self.width,
+                inverse.as_ptr(),
+                self.out.row(query),
+                self.out.stride,
+            );
+        }
+    }
+
+    /// `p = K Q^T` over a chunk, `-inf` where masked, and the running maximum.
+    #[inline(always)]
+    unsafe fn scores<S: Simd<T>, const NR: usize>(
+        &self,
+        s: S,
+        buffers: &Buffers<T>,
+        chunk: &Chunk<T>,
+        running: &mut Running<S::V, NR>,
+    ) {
+        let width = NR * S::LANES;
+        for_tiles!(S, chunk.keys, MR, at => {
+            // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
+            unsafe {
+                let zero = [[s.splat(T::ZERO); NR]; MR];
+                let k = self.k.row(chunk.start + at);
+                let mut acc =
+                    multiply::<T, S, MR, NR>(s, zero, k, (self.k.stride, 1), buffers.qt, width, self.width);
+                if chunk.masked {
+                    hide(s, &mut acc, chunk, at, T::NEG_INFINITY);
+                }
+                for acc in &acc {
+                    for (max, &acc) in running.max.iter_mut().zip(acc) {
+                        // A NaN score leaves the maximum alone and shows in the sum.
+                        *max = s.max(acc, *max);
+                    }
+                }
+                store(s, acc, buffers.p.add(at * width), width);
+            }
+        });
+    }
+
+    /// `p = 2^(factor p - shift)` in place, and the sum; returns what the sums so far are to be multiplied by.
+    #[inline(always)]
+    unsafe fn exponentials<S: Simd<T>, const NR: usize>(
+        &self,
+        s: S,
+        buffers: &Buffers<T>,
+        chunk: &Chunk<T>,
+        running: &mut Running<S::V, NR>,
+    ) -> [S::V; NR] {
+        let (width, factor) = (NR * S::LANES, s.splat(self.scale.factor));
+        let (zero, lowest) = (s.splat(T::ZERO), s.splat(T::NEG_INFINITY));
+        let mut alpha = [zero; NR];
+        let mut minus = [zero; NR];
+        for j in 0..NR {
+            let some = s.lt(lowest, running.max[j]);
+            let shift = s.mul(running.max[j], factor);
+            let used = s.select(some, shift, zero);
+            alpha[j] = exp2_nonpositive(s, s.sub(running.shift[j], used));
+            running.shift[j] = s.select(some, shift, lowest);
+            running.sum[j] = s.mul(running.sum[j], alpha[j]);
+            minus[j] = s.sub(zero, used);
+        }
+        for at in 0..chunk.keys {
+            for j in 0..NR {
+                // SAFETY: the buffer holds `CHUNK` rows of `width` lanes.
+                unsafe {
+                    let p = buffers.p.add(at * width + j * S::LANES);
+                    let value = exp2_nonpositive(s, s.mul_add(s.load_ptr(p), factor, minus[j]));
+                    running.sum[j] = s.add(running.sum[j], value);
+                    s.store_ptr(p, value);
+                }
+            }
+        }
+        alpha
+    }
+
+    /// `O^T = alpha O^T + V^T P^T` over a chunk.
+    #[inline(always)]
+    unsafe fn values<S: Simd<T>, const NR: usize>(
+        &self,
+        s: S,
+        buffers: &Buffers<T>,
+        chunk: &Chunk<T>,
+        alpha: [S::V; NR],
+    ) {
+        let width = NR * S::LANES;
+        let v = self.v.row(chunk.start);
+        // SAFETY: the chunk's values exist, and the buffers hold `width` lanes.
+        unsafe {
+            if chunk.masked && !finite(s, v, self.v.stride, chunk.keys, self.width) {
+                let mut factor = [T::ZERO; BLOCK];
+                for j in 0..NR {
+                    s.store(&mut factor[j * S::LANES..], alpha[j]);
+                }
+                for d in 0..self.width {
+                    for i in 0..width {
+                        *buffers.ot.add(d * width + i) *= factor[i];
+                    }
+                }
+                add_visible(chunk, v, self.v.stride, buffers.p, buffers.ot, width, self.width);
+                return;
+            }
+            for_tiles!(S, self.width, MR, d => {
+                let mut acc = load::<T, S, MR, NR>(s, buffers.ot.add(d * width), width);
+                for acc in &mut acc {
+                    for (acc, &alpha) in acc.iter_mut().zip(&alpha) {
+                        *acc = s.mul(*acc, alpha);
+                    }
+                }
+                let acc = multiply(s, acc, v.add(d), (1, self.v.stride), buffers.p, width, chunk.keys);
+                store(s, acc, buffers.ot.add(d * width), width);
+            });
+        }
+    }
+}
+
+/// Sets the lanes that do not see key `at + i` of the chunk to `to`.
+#[inline(always)]
+pub(crate) fn hide<T: Float, S: Simd<T>, const MR: usize, const NR: usize>(
+    s: S,
+    acc: &mut [[S::V; NR]; MR],
+    chunk: &Chunk<T>,
+    at: usize,
+    to: T,
+) {
+    let to = s.splat(to);
+    for j in 0..NR {
+        let lo = s.load(&chunk.lo[j * S::LANES..]);
+        let hi = s.load(&chunk.hi[j * S::LANES..]);
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let key = s.splat(T::from_usize(at + i));
+            acc[j] = s.select(s.lt(key, lo), to, s.select(s.lt(key, hi), acc[j], to));
+        }
+    }
+}
+
+/// Whether `rows` rows of `width` numbers hold neither NaN nor infinity.
+///
+/// # Safety
+/// They exist.
+#[inline(always)]
+pub(crate) unsafe fn finite<T: Float, S: Simd<T>>(
+    s: S,
+    data: *const T,
+    stride: usize,
+    rows: usize,
+    width: usize,
+) -> bool {
+    let zero = s.splat(T::ZERO);
+    let mut sum = zero;
+    for i in 0..rows {
+        // SAFETY: as the caller vouches.
+        let row = unsafe { std::slice::from_raw_parts(data.add(i * stride), width) };
+        let mut vectors = row.chunks_exact(S::LANES);
+        for part in &mut vectors {
+            sum = s.mul_add(s.load(part), zero, sum);
+        }
+        if !vectors.remainder().is_empty() {
+            sum = s.mul_add(s.load_head(vectors.remainder(), T::ZERO), zero, sum);
+        }
+    }
+    s.reduce_sum(sum) == T::ZERO
+}
+
+/// `out[d, i] += sum_j a[j, d] p[j, i]` over the keys `j` that lane `i` sees: products with what it does not see are
+/// left out, where `0 * inf` would be NaN. Slow, and only run for chunks that hold such numbers.
+///
+/// # Safety
+/// `a` has the chunk's rows, `p` and `out` have `lanes` lanes.
+#[cold]
+pub(crate) unsafe fn add_visible<T: Float>(
+    chunk: &Chunk<T>,
+    a: *const T,
+    stride: usize,
+    p: *const T,
+    out: *mut T,
+    lanes: usize,
+    width: usize,
+) {
+    for j in 0..chunk.keys {
+        let key = T::from_usize(j);
+        for i in (0..lanes).filter(|&i| chunk.lo[i] <= key && key < chunk.hi[i]) {
+            for d in 0..width {
+                // SAFETY: as the caller vouches.
+                unsafe { *out.add(d * lanes + i) += *a.add(j * stride + d) * *p.add(j * lanes + i) };
+            }
+        }
+    }
+}

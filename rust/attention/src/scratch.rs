@@ -1,0 +1,37 @@
+//! Memory for one task, aligned to cache lines: a 512-bit load across two lines costs two.
+
+use sensorium_core::Float;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Zeroed buffers of `T` cut from one allocation.
+pub(crate) struct Scratch {
+    lines: Vec<Line>,
+    used: usize,
+}
+
+impl Scratch {
+    /// Room for buffers of the given numbers of elements.
+    pub(crate) fn new<T: Float>(sizes: &[usize]) -> Self {
+        let lines = sizes.iter().map(|&n| Self::lines::<T>(n)).sum();
+        Self { lines: vec![Line([0; 64]); lines], used: 0 }
+    }
+
+    fn lines<T: Float>(n: usize) -> usize {
+        (n * size_of::<T>()).div_ceil(64)
+    }
+
+    /// The next buffer of `n` elements. It must not outlive the scratch.
+    ///
+    /// # Panics
+    /// Where `new` was not told of it.
+    pub(crate) fn take<T: Float>(&mut self, n: usize) -> *mut T {
+        let at = self.used;
+        self.used += Self::lines::<T>(n);
+        assert!(self.used <= self.lines.len(), "scratch was sized for less");
+        // Derived anew from the vector each time, within it, and never turned into a reference here.
+        self.lines.as_mut_ptr().wrapping_add(at).cast()
+    }
+}

@@ -1,0 +1,273 @@
+//! Attention across the boundary. Arrays may be views with any distance between batches, heads and rows.
+
+use crate::array::by_dtype;
+use crate::door::{self, ArgumentError, DTypeError, ShapeError};
+use numpy::{
+    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
+    PyUntypedArrayMethods,
+};
+use pyo3::prelude::*;
+use sensorium_attention::{
+    self as attention, Dims, Inner, Layout, Plan, Sample, Segment, Strides, View, ViewMut,
+};
+use sensorium_core::Float;
+use std::sync::OnceLock;
+
+/// Rule, length, hidden, anchor.
+type SegmentRow = (u8, usize, bool, bool);
+/// Segments, window, relation in row-major order.
+type SampleRow = (Vec<SegmentRow>, Option<usize>, Option<Vec<bool>>);
+/// Rule, start, end and key ranges outside it.
+type RangesRow = (u8, u32, u32, Vec<(u32, u32)>);
+
+/// A layout's canonical form, and the plan that kernels follow, made when first needed.
+#[pyclass(frozen, module = "sensorium._core")]
+pub(crate) struct AttentionLayout {
+    layout: Layout,
+    plan: OnceLock<Plan>,
+}
+
+#[pymethods]
+impl AttentionLayout {
+    #[new]
+    fn new(samples: Vec<SampleRow>) -> PyResult<Self> {
+        let rule = |code| match code {
+            0 => Inner::None,
+            1 => Inner::Diagonal,
+            2 => Inner::Causal,
+            _ => Inner::Full,
+        };
+        let segments: Vec<Vec<Segment>> = samples
+            .iter()
+            .map(|(rows, ..)| {
+                let segment = |&(code, length, hidden, anchor): &SegmentRow| Segment {
+                    inner: rule(code),
+                    length,
+                    hidden,
+                    anchor,
+                };
+                rows.iter().map(segment).collect()
+            })
+            .collect();
+        let samples: Vec<Sample<'_>> = samples
+            .iter()
+            .zip(&segments)
+            .map(|((_, window, visible), segments)| Sample {
+                segments,
+                window: *window,
+                visible: visible.as_deref(),
+            })
+            .collect();
+        let layout = Layout::new(&samples).map_err(door::translate)?;
+        Ok(Self { layout, plan: OnceLock::new() })
+    }
+
+    /// Visible pairs.
+    #[getter]
+    fn pairs(&self) -> u64 {
+        self.layout.pairs()
+    }
+
+    /// Pairs that the kernels compute, masked ones included.
+    #[getter]
+    fn work(&self) -> u64 {
+        self.plan().work()
+    }
+
+    /// Rule, start, end and outside key ranges of each segment.
+    fn ranges(&self) -> Vec<RangesRow> {
+        (0..self.layout.segments())
+            .map(|s| {
+                let span = self.layout.span(s);
+                let ranges = self.layout.ranges(s).iter().map(|r| (r.start, r.end)).collect();
+                (self.layout.inner(s) as u8, span.start, span.end, ranges)
+            })
+            .collect()
+    }
+
+    /// The mask, flattened.
+    fn dense<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let n = self.layout.len();
+        let mask = PyArray1::zeros(py, n * n, false);
+        let mut write = mask.readwrite();
+        let slice = write.as_slice_mut().expect("new arrays are contiguous");
+        door::run(py, || self.layout.dense(slice))?;
+        drop(write);
+        Ok(mask)
+    }
+}
+
+impl AttentionLayout {
+    fn plan(&self) -> &Plan {
+        self.plan.get_or_init(|| Plan::new(&self.layout))
+    }
+}
+
+fn borrow<'a, 'py, T: Element>(
+    name: &str,
+    array: &'a Bound<'py, PyAny>,
+) -> PyResult<&'a Bound<'py, PyArrayDyn<T>>> {
+    array.cast::<PyArrayDyn<T>>().map_err(|_| {
+        let dtype = array.getattr("dtype").map_or_else(|_| "no dtype".into(), |d| d.to_string());
+        DTypeError::new_err(format!("{name} has dtype {dtype}, expected {}", T::get_dtype(array.py())))
+    })
+}
+
+/// Shape and distances in elements of an array of four dimensions with unit distance along the last.
+fn measure<T: Element>(name: &str, array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<([usize; 4], Strides)> {
+    let shape: [usize; 4] = array
+        .shape()
+        .try_into()
+        .map_err(|_| ShapeError::new_err(format!("{name} has {} dimensions, expected 4", array.ndim())))?;
+    let mut strides = [0; 4];
+    let empty = shape.contains(&0);
+    for (axis, stride) in strides.iter_mut().enumerate() {
+        // The distance along an axis of one element is never used, and may be anything.
+        if shape[axis] > 1 && !empty {
+            let bytes = usize::try_from(array.strides()[axis]).ok().filter(|b| b % size_of::<T>() == 0);
+            *stride = bytes.map(|b| b / size_of::<T>()).ok_or_else(|| {
+                ArgumentError::new_err(format!("{name} has strides that are no whole elements"))
+            })?;
+        }
+    }
+    if shape[3] > 1 && strides[3] != 1 && !empty {
+        return Err(ArgumentError::new_err(format!("{name} must be contiguous along D")));
+    }
+    if !array.data().is_aligned() {
+        return Err(ArgumentError::new_err(format!("{name} must be aligned")));
+    }
+    Ok((shape, Strides { batch: strides[0], head: strides[1], row: strides[2] }))
+}
+
+/// A borrowed array of four dimensions to read.
+struct Tensor<'py, T: Element> {
+    array: PyReadonlyArrayDyn<'py, T>,
+    shape: [usize; 4],
+    strides: Strides,
+}
+
+impl<'py, T: Element + Float> Tensor<'py, T> {
+    fn new(name: &str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let array = borrow::<T>(name, array)?;
+        let (shape, strides) = measure(name, array)?;
+        let array = array
+            .try_readonly()
+            .map_err(|_| ArgumentError::new_err(format!("{name} is being written to")))?;
+        Ok(Self { array, shape, strides })
+    }
+    fn view(&self) -> View<'_, T> {
+        // SAFETY: NumPy vouches for the elements that shape and strides name; the borrow lasts as long as `self`.
+        unsafe { View::from_raw(self.array.data(), self.shape, self.strides) }
+    }
+}
+
+/// A borrowed array of four dimensions to write.
+struct TensorMut<'py, T: Element> {
+    array: PyReadwriteArrayDyn<'py, T>,
+    shape: [usize; 4],
+    strides: Strides,
+}
+
+impl<'py, T: Element + Float> TensorMut<'py, T> {
+    fn new(name: &'static str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let array = borrow::<T>(name, array)?;
+        let (shape, strides) = measure(name, array)?;
+        if !strides.injective(shape) {
+            return Err(ArgumentError::new_err(format!("{name} has elements that share memory")));
+        }
+        let array = array.try_readwrite().map_err(|_| {
+            ArgumentError::new_err(format!(
+                "{name} must be writeable and share memory with no other argument"
+            ))
+        })?;
+        Ok(Self { array, shape, strides })
+    }
+    fn view(&mut self) -> ViewMut<'_, T> {
+        // SAFETY: as for `Tensor`; NumPy's borrow is exclusive, and `new` saw that elements are apart.
+        unsafe { ViewMut::from_raw(self.array.data(), self.shape, self.strides) }
+    }
+}
+
+fn dims(q: [usize; 4], k: [usize; 4]) -> Dims {
+    Dims { batch: q[0], heads: q[1], kv_heads: k[1], tokens: q[2], width: q[3] }
+}
+
+/// Writes `out` and `lse`.
+#[pyfunction]
+pub(crate) fn attention_forward(
+    py: Python<'_>,
+    layout: &AttentionLayout,
+    q: &Bound<'_, PyAny>,
+    k: &Bound<'_, PyAny>,
+    v: &Bound<'_, PyAny>,
+    scale: f64,
+    out: &Bound<'_, PyAny>,
+    lse: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    by_dtype!(q, T => {
+        let (q, k, v) = (Tensor::<T>::new("q", q)?, Tensor::<T>::new("k", k)?, Tensor::<T>::new("v", v)?);
+        let mut out = TensorMut::<T>::new("out", out)?;
+        let mut lse = crate::array::InOut::<T>::new("lse", lse)?;
+        let (dims, q, k, v) = (dims(q.shape, k.shape), q.view(), k.view(), v.view());
+        let (out, lse) = (out.view(), lse.as_slice_mut());
+        door::run(py, || attention::forward(dims, layout.plan(), q, k, v, scale, out, lse))
+    })
+}
+
+/// The three tensors of a packed `(B, N, 3, H, D)` array, which interleave without sharing an element.
+fn unpack<'a, T: Float>(packed: &'a mut [T], dims: Dims) -> PyResult<[ViewMut<'a, T>; 3]> {
+    let Dims { batch, heads, tokens, width, .. } = dims;
+    let part = heads * width;
+    if Some(packed.len()) != [tokens, 3, part].into_iter().try_fold(batch, usize::checked_mul) {
+        let want = [batch, tokens, 3, heads, width];
+        return Err(ShapeError::new_err(format!("dqkv has {} elements, expected {want:?}", packed.len())));
+    }
+    let strides = Strides { batch: tokens * 3 * part, head: width, row: 3 * part };
+    let start = packed.as_mut_ptr();
+    let shape = [batch, heads, tokens, width];
+    // SAFETY: the slice is exclusive and holds all elements of all parts; element `(b, i, part, h, d)` of a
+    // contiguous array is in one part alone.
+    Ok([0, 1, 2].map(|i| unsafe { ViewMut::from_raw(start.wrapping_add(i * part), shape, strides) }))
+}
+
+/// Writes `dq`, `dk` and `dv`, or where `dqkv` is the only array given, that.
+#[pyfunction]
+pub(crate) fn attention_backward(
+    py: Python<'_>,
+    layout: &AttentionLayout,
+    grad_out: &Bound<'_, PyAny>,
+    q: &Bound<'_, PyAny>,
+    k: &Bound<'_, PyAny>,
+    v: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+    lse: &Bound<'_, PyAny>,
+    scale: f64,
+    grads: Vec<Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    by_dtype!(q, T => {
+        let grad_out = Tensor::<T>::new("grad_out", grad_out)?;
+        let (q, k, v) = (Tensor::<T>::new("q", q)?, Tensor::<T>::new("k", k)?, Tensor::<T>::new("v", v)?);
+        let out = Tensor::<T>::new("out", out)?;
+        let lse = crate::array::Input::<T>::new("lse", lse)?;
+        let (dims, q, k, v) = (dims(q.shape, k.shape), q.view(), k.view(), v.view());
+        let (grad_out, out, lse) = (grad_out.view(), out.view(), lse.as_slice());
+        let run = |grads| {
+            door::run(py, || {
+                attention::backward(dims, layout.plan(), grad_out, q, k, v, out, lse, scale, grads)
+            })
+        };
+        match grads.as_slice() {
+            [dq, dk, dv] => {
+                let mut dq = TensorMut::<T>::new("dq", dq)?;
+                let mut dk = TensorMut::<T>::new("dk", dk)?;
+                let mut dv = TensorMut::<T>::new("dv", dv)?;
+                run([dq.view(), dk.view(), dv.view()])
+            }
+            [dqkv] => {
+                let mut dqkv = crate::array::InOut::<T>::new("dqkv", dqkv)?;
+                run(unpack(dqkv.as_slice_mut(), dims)?)
+            }
+            _ => Err(ArgumentError::new_err("grads must be three arrays, or one that holds all")),
+        }
+    })
+}
