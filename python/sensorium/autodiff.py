@@ -20,12 +20,14 @@ from ._tree import Tree, tree_leaves, tree_unflatten
 from .errors import ArgumentError
 
 __all__ = [
+    "attention",
     "cross_entropy",
     "embedding",
     "gelu",
     "layer_norm",
     "linear",
     "rms_norm",
+    "self_attention",
     "silu",
     "value_and_grad",
 ]
@@ -176,6 +178,51 @@ def _embedding_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any)
 
 
 defvjp_argnums(embedding, _embedding_vjp)
+
+
+@primitive
+def _attention(q: Any, k: Any, v: Any, layout: Any, scale: Any, kept: list[Any]) -> Any:
+    out, lse = ops.attention(q, k, v, layout, scale=scale, return_lse=True)
+    kept[:] = (lse,)
+    return out
+
+
+def _attention_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any) -> Vjp:
+    q, k, v, layout, scale, kept = args
+
+    def vjp(g: Any) -> tuple[Any, ...]:
+        grads = ops.attention_backward(_like(g, ans), q, k, v, ans, kept[0], layout, scale=scale)
+        return _chosen(argnums, grads)
+
+    return vjp
+
+
+defvjp_argnums(_attention, _attention_vjp)
+
+
+def attention(q: Any, k: Any, v: Any, layout: ops.Layout, *, scale: float | None = None) -> Any:
+    """Differentiable :func:`sensorium.ops.attention`."""
+    return _attention(q, k, v, layout, scale, [])
+
+
+@primitive
+def _self_attention(qkv: Any, layout: Any, scale: Any, kept: list[Any]) -> Any:
+    out, lse = ops.self_attention(qkv, layout, scale=scale)
+    kept[:] = (lse,)
+    return out
+
+
+def _self_attention_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any) -> Vjp:
+    qkv, layout, scale, kept = args
+    return lambda g: (ops.self_attention_backward(_like(g, ans), qkv, ans, kept[0], layout, scale=scale),)
+
+
+defvjp_argnums(_self_attention, _self_attention_vjp)
+
+
+def self_attention(qkv: Any, layout: ops.Layout, *, scale: float | None = None) -> Any:
+    """Differentiable :func:`sensorium.ops.self_attention`: ``qkv (B, N, 3, H, D)`` to ``(B, N, H D)``."""
+    return _self_attention(qkv, layout, scale, [])
 
 
 def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Tree]]:

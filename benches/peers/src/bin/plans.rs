@@ -11,8 +11,6 @@ fn now(alone: bool) -> f64 {
 }
 
 
-type T = f32;
-
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let threads_n: usize = args.get(1).map_or(2, |x| x.parse().unwrap());
@@ -26,9 +24,9 @@ fn main() {
     ];
     let mut plans: Vec<(String, Box<dyn Fn(usize, usize, usize) -> Option<Plan>>)> = vec![];
     for a in [false, true] {
-        for b in [PackB::Never, PackB::Shared] {
-            for (rows, panels) in [(128, usize::MAX), (128, 12), (128, 16)] {
-                for depth in [256, 384, 512] {
+        for b in [PackB::Never, PackB::Local, PackB::Shared] {
+            for (rows, panels) in [(64, usize::MAX), (128, usize::MAX), (48, 3)] {
+                for depth in [256] {
                     plans.push((format!("a{} {:?} {}x{} k{}", a as u8, b, rows, if panels > 99 { 0 } else { panels }, depth),
                         Box::new(move |_, _, _| Some(Plan { depth, block_rows: rows, block_panels: panels, pack_a: a, pack_b: b }))));
                 }
@@ -37,9 +35,9 @@ fn main() {
     }
     for &(m, n, k, layout) in shapes {
         if args.len() > 2 && !args[2..].iter().any(|f| *f == format!("{m}x{n}x{k}{layout}")) { continue; }
-        let a: Vec<T> = (0..m * k).map(|i| (i % 17) as T * 0.1 - 0.8).collect();
-        let b: Vec<T> = (0..n * k).map(|i| (i % 13) as T * 0.1 - 0.6).collect();
-        let mut c = vec![0 as T; m * n];
+        let a: Vec<f32> = (0..m * k).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
+        let b: Vec<f32> = (0..n * k).map(|i| (i % 13) as f32 * 0.1 - 0.6).collect();
+        let mut c = vec![0f32; m * n];
         let (ta, tb) = (layout.starts_with('t'), layout.ends_with('t'));
         let am = if ta { MatRef::rows(&a, m).t() } else { MatRef::rows(&a, k) };
         let bm = if tb { MatRef::rows(&b, k).t() } else { MatRef::rows(&b, n) };
@@ -47,7 +45,7 @@ fn main() {
         let mut names: Vec<String> = vec!["gemm crate".into(), "default".into()];
         names.extend(plans.iter().map(|p| p.0.clone()));
         let mut best = vec![f64::INFINITY; names.len()];
-        let reps = ((2e9 / (2.0 * (m * n * k) as f64)) as usize).clamp(2, 40);
+        let reps = ((2e9 / (2.0 * (m * n * k) as f64)) as usize).clamp(3, 40);
         for _ in 0..reps {
             for i in 0..names.len() {
                 if i >= 2 && tb && names[i].contains("Never") { continue; }

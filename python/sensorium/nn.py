@@ -1,0 +1,65 @@
+"""Layers as pure functions of (parameters, inputs), over :mod:`sensorium.autodiff`.
+
+Parameters are nested dicts of arrays; every ``init_*`` takes a NumPy generator and returns ``float32``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import autodiff as ad
+from .ops.layout import Layout
+
+__all__ = ["init_block", "init_linear", "init_norm", "transformer", "transformer_block"]
+
+Params = dict[str, Any]
+
+
+def init_linear(
+    rng: np.random.Generator, d_in: int, d_out: int, *, bias: bool = False, scale: float = 1.0
+) -> Params:
+    """Return a weight ``(d_in, d_out)`` of variance ``scale**2 / d_in``, and a zero bias where asked."""
+    weight = rng.standard_normal((d_in, d_out), np.float32) * np.float32(scale / np.sqrt(d_in))
+    return {"weight": weight, "bias": np.zeros(d_out, np.float32)} if bias else {"weight": weight}
+
+
+def init_norm(width: int) -> Params:
+    """Return the unit weight of an RMS norm."""
+    return {"weight": np.ones(width, np.float32)}
+
+
+def init_block(rng: np.random.Generator, width: int, hidden: int) -> Params:
+    """Return the parameters of a pre-norm transformer block.
+
+    The two projections that add to the residual stream begin at zero, so that every block begins as the
+    identity and the first steps train the embeddings and heads (Zhang et al. 2019; Bachlechner et al. 2021).
+    """
+    return {
+        "norm1": init_norm(width),
+        "qkv": init_linear(rng, width, 3 * width),
+        "out": init_linear(rng, width, width, scale=0.0),
+        "norm2": init_norm(width),
+        "up": init_linear(rng, width, hidden, bias=True),
+        "down": init_linear(rng, hidden, width, scale=0.0),
+    }
+
+
+def transformer_block(p: Params, x: Any, layout: Layout, heads: int) -> Any:
+    """Return ``x + attention(norm(x))``, then that plus ``mlp(norm(.))``; ``x`` is ``(B, N, D)``."""
+    B, N, D = x.shape
+    h = ad.rms_norm(x, p["norm1"]["weight"])
+    qkv = ad.linear(h, p["qkv"]["weight"])  # (B, N, 3 D)
+    a = ad.self_attention(qkv.reshape(B, N, 3, heads, D // heads), layout)  # (B, N, D)
+    x = ad.linear(a, p["out"]["weight"], residual=x)
+    h = ad.rms_norm(x, p["norm2"]["weight"])
+    h = ad.linear(h, p["up"]["weight"], p["up"]["bias"], activation="gelu")  # (B, N, hidden)
+    return ad.linear(h, p["down"]["weight"], residual=x)
+
+
+def transformer(p: Params, x: Any, layout: Layout, heads: int) -> Any:
+    """Return ``x (B, N, D)`` after every block in order and the last norm."""
+    for i in range(len(p["blocks"])):
+        x = transformer_block(p["blocks"][str(i)], x, layout, heads)
+    return ad.rms_norm(x, p["norm"]["weight"])
