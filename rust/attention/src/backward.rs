@@ -15,7 +15,7 @@ use crate::plan::{BLOCK, Block, Plan};
 use crate::scratch::Scratch;
 use crate::tile::{MAX_NR, for_tiles, load, multiply, store};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
-use crate::visit::{CHUNK, Chunk, for_chunks};
+use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::exp2_nonpositive;
 use sensorium_core::{Float, Kernel, Result, Simd, error::check_len, threads};
 use std::ops::Range;
@@ -351,8 +351,11 @@ impl<T: Float> Task<'_, T> {
             }
             self.start::<S, NR>(s, query, lanes)
         };
+        let mut chunk = Chunk::new();
         for visit in self.plan.visits(block) {
-            for_chunks(visit, self.plan.mask(visit), first, lanes, width, |chunk| {
+            let mut chunks = Chunks::new(visit, self.plan.mask(visit), first, lanes, width);
+            while chunks.next(&mut chunk) {
+                let chunk = &chunk;
                 // SAFETY: as this function's; the keys of a visit exist.
                 unsafe {
                     self.scores::<S, NR>(s, buffers, chunk, &group);
@@ -367,7 +370,7 @@ impl<T: Float> Task<'_, T> {
                         self.keys(s, chunk, self.dk, buffers.ds, width, buffers.rows_q, lanes);
                     }
                 }
-            });
+            }
         }
         let ones = [T::ONE; BLOCK];
         // SAFETY: as above; the rows of `dq` belong to this task.
@@ -403,11 +406,12 @@ impl<T: Float> Task<'_, T> {
             finite(s, self.q.row(query), self.q.stride, lanes, self.width)
                 && finite(s, self.grad_out.row(query), self.grad_out.stride, lanes, self.width)
         };
-        Group {
-            shift: std::array::from_fn(|j| s.load(&shift[j * S::LANES..])),
-            delta: std::array::from_fn(|j| s.load(&delta[j * S::LANES..])),
-            finite,
+        let mut group = Group { shift: [s.splat(T::ZERO); NR], delta: [s.splat(T::ZERO); NR], finite };
+        for j in 0..NR {
+            group.shift[j] = s.load(&shift[j * S::LANES..]);
+            group.delta[j] = s.load(&delta[j * S::LANES..]);
         }
+        group
     }
 
     /// `p = P^T` and `ds = scale dS^T` over a chunk.
@@ -545,6 +549,6 @@ fn dot<T: Float, S: Simd<T>>(s: S, a: &[T], b: &[T]) -> T {
     for at in (0..whole).step_by(S::LANES) {
         sum = s.mul_add(s.load(&a[at..]), s.load(&b[at..]), sum);
     }
-    let tail = |x: &[T]| s.load_head(&x[whole..], T::ZERO);
-    s.reduce_sum(s.mul_add(tail(a), tail(b), sum))
+    let (a, b) = (s.load_head(&a[whole..], T::ZERO), s.load_head(&b[whole..], T::ZERO));
+    s.reduce_sum(s.mul_add(a, b, sum))
 }

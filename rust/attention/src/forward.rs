@@ -13,7 +13,7 @@ use crate::plan::{BLOCK, Block, Plan};
 use crate::scratch::Scratch;
 use crate::tile::{MAX_NR, for_tiles, load, multiply, store};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
-use crate::visit::{CHUNK, Chunk, for_chunks};
+use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::{exp2_nonpositive, log};
 use sensorium_core::{Error, Float, Kernel, Result, Simd, error::check_len, threads};
 use std::ops::Range;
@@ -218,15 +218,18 @@ impl<T: Float> Task<'_, T> {
             );
             std::slice::from_raw_parts_mut(buffers.ot, self.width * width).fill(T::ZERO);
         }
+        let mut chunk = Chunk::new();
         for visit in self.plan.visits(block) {
-            for_chunks(visit, self.plan.mask(visit), first, lanes, width, |chunk| {
+            let mut chunks = Chunks::new(visit, self.plan.mask(visit), first, lanes, width);
+            while chunks.next(&mut chunk) {
+                let chunk = &chunk;
                 // SAFETY: as this function's; the keys of a visit exist.
                 unsafe {
                     self.scores::<S, NR>(s, buffers, chunk, &mut running);
                     let alpha = self.exponentials::<S, NR>(s, buffers, chunk, &mut running);
                     self.values::<S, NR>(s, buffers, chunk, alpha);
                 }
-            });
+            }
         }
         let mut lse = [T::ZERO; BLOCK];
         let mut inverse = [T::ZERO; BLOCK];

@@ -2,6 +2,7 @@
 
 use crate::plan::{BLOCK, Mask, Visit};
 use sensorium_core::Float;
+use std::ops::Range;
 
 /// Keys of a chunk: its scores (12 kB at 48 `f32` lanes) stay in the first-level cache between the two products.
 pub(crate) const CHUNK: usize = 64;
@@ -17,50 +18,76 @@ pub(crate) struct Chunk<T> {
     pub(crate) hi: [T; BLOCK],
 }
 
-/// Calls `f` for each chunk of `visit` that some lane in `first..first + lanes` of its block sees.
+/// The chunks of a visit that some lane in `first..first + lanes` of its block sees.
 ///
-/// `width` is the number of lanes with the padding, which sees nothing.
-#[inline(always)]
-pub(crate) fn for_chunks<T: Float>(
-    visit: &Visit,
-    mask: Option<&Mask>,
+/// No iterator and no closure: those would be compiled for the baseline, and the kernel in them with it.
+pub(crate) struct Chunks<'a> {
+    mask: Option<&'a Mask>,
     first: usize,
-    lanes: usize,
+    /// Lanes with the padding, which sees nothing.
     width: usize,
-    mut f: impl FnMut(&Chunk<T>),
-) {
-    let (mut start, mut end) = (visit.keys.start, visit.keys.end);
-    // Where every lane of the group sees everything between these, there is no mask.
-    let (mut whole_start, mut whole_end) = (start, end);
-    if let Some(mask) = mask {
-        (start, end) = (u32::MAX, 0);
-        for i in first..first + lanes {
-            let (lo, hi) = (mask.lo[i], mask.hi[i]);
-            if lo < hi {
-                start = start.min(lo);
-                end = end.max(hi);
+    at: u32,
+    end: u32,
+    /// What every lane sees.
+    whole: Range<u32>,
+}
+
+impl<'a> Chunks<'a> {
+    #[inline(always)]
+    pub(crate) fn new(
+        visit: &Visit,
+        mask: Option<&'a Mask>,
+        first: usize,
+        lanes: usize,
+        width: usize,
+    ) -> Self {
+        let (mut at, mut end, mut whole) = (visit.keys.start, visit.keys.end, visit.keys.clone());
+        if let Some(mask) = mask {
+            (at, end) = (u32::MAX, 0);
+            for i in first..first + lanes {
+                let (lo, hi) = (mask.lo[i], mask.hi[i]);
+                if lo < hi {
+                    at = at.min(lo);
+                    end = end.max(hi);
+                }
+                whole = whole.start.max(lo)..whole.end.min(hi);
             }
-            whole_start = whole_start.max(lo);
-            whole_end = whole_end.min(hi);
         }
+        Self { mask, first, width, at, end, whole }
     }
-    let mut chunk = Chunk { start: 0, keys: 0, masked: false, lo: [T::ZERO; BLOCK], hi: [T::ZERO; BLOCK] };
-    let mut at = start;
-    while at < end {
-        let next = end.min(at + CHUNK as u32);
+
+    /// Writes the next chunk; false where there is none.
+    #[inline(always)]
+    pub(crate) fn next<T: Float>(&mut self, chunk: &mut Chunk<T>) -> bool {
+        if self.at >= self.end {
+            return false;
+        }
+        let (at, next) = (self.at, self.end.min(self.at + CHUNK as u32));
         chunk.start = at as usize;
         chunk.keys = (next - at) as usize;
-        chunk.masked = mask.is_some() && !(whole_start <= at && next <= whole_end);
-        if let Some(mask) = mask
+        chunk.masked = self.mask.is_some() && !(self.whole.start <= at && next <= self.whole.end);
+        if let Some(mask) = self.mask
             && chunk.masked
         {
-            let relative = |x: u32| T::from_f64(f64::from(x.saturating_sub(at).min(CHUNK as u32)));
-            for i in 0..width.min(BLOCK - first) {
-                chunk.lo[i] = relative(mask.lo[first + i]);
-                chunk.hi[i] = relative(mask.hi[first + i]);
+            for i in 0..self.width.min(BLOCK - self.first) {
+                chunk.lo[i] = relative(mask.lo[self.first + i], at);
+                chunk.hi[i] = relative(mask.hi[self.first + i], at);
             }
         }
-        f(&chunk);
-        at = next;
+        self.at = next;
+        true
     }
+}
+
+impl<T: Float> Chunk<T> {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self { start: 0, keys: 0, masked: false, lo: [T::ZERO; BLOCK], hi: [T::ZERO; BLOCK] }
+    }
+}
+
+/// Position `x` counted from `at`, as far as a chunk reaches.
+#[inline(always)]
+fn relative<T: Float>(x: u32, at: u32) -> T {
+    T::from_f64(f64::from(x.saturating_sub(at).min(CHUNK as u32)))
 }
