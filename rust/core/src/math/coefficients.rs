@@ -18,6 +18,8 @@ pub trait Coefficients: Sized + 'static {
     /// `L`, lowest first, with `ln((1 + s) / (1 - s)) = 2 s + s z L(z)`, `z = s^2`, for the significands of
     /// [`Simd::frexp`](crate::Simd::frexp); relative error 2^-29.2, 2^-58.5.
     const LOG: &[Self];
+    /// The same for `s <= 1/3`; relative error 2^-32.0, 2^-63.6.
+    const LOG_UNIT: &[Self];
     /// Negative argument of `exp` whose result vanishes beside one.
     const EXP_NIL: Self;
 }
@@ -37,6 +39,7 @@ impl Coefficients for f32 {
         0.000_153_533_11,
     ];
     const LOG: &[Self] = &[0.666_667_76, 0.399_774_97, 0.298_730_4];
+    const LOG_UNIT: &[Self] = &[0.666_666_75, 0.399_988_74, 0.286_170_3, 0.214_258_94, 0.243_081_48];
     const EXP_NIL: Self = -40.0;
 }
 
@@ -78,6 +81,19 @@ impl Coefficients for f64 {
         0.181_835_696_133_590_13,
         0.153_139_066_892_876_74,
         0.147_974_712_869_576_56,
+    ];
+    const LOG_UNIT: &[Self] = &[
+        0.666_666_666_666_666_7,
+        0.399_999_999_999_939_1,
+        0.285_714_285_725_203_2,
+        0.222_222_221_246_464_87,
+        0.181_818_232_406_852_33,
+        0.153_844_508_657_792_45,
+        0.133_368_250_034_211_54,
+        0.117_157_302_793_178_92,
+        0.109_741_314_993_430_54,
+        0.069_879_936_938_159_7,
+        0.164_783_914_235_908_1,
     ];
     const EXP_NIL: Self = -80.0;
 }

@@ -20,6 +20,17 @@ fn log_normal<T: Float, S: Simd<T>>(simd: S, u: S::V, correction: S::V) -> S::V 
     simd.mul_add(e, simd.splat(T::LN2_HI), rest)
 }
 
+/// `ln(1 + z)` for `0 <= z <= 1`: one series serves all of it, with no exponent to take apart.
+#[inline(always)]
+pub(super) fn log1p_unit<T: Float, S: Simd<T>>(simd: S, z: S::V) -> S::V {
+    let s = simd.div(z, simd.add(z, simd.splat(T::from_f64(2.0))));
+    let square = simd.mul(s, s);
+    let series = simd.mul(square, polynomial(simd, square, T::LOG_UNIT));
+    let half_square = simd.mul(simd.mul(z, z), simd.splat(T::from_f64(0.5)));
+    let small = simd.mul(s, simd.add(half_square, series));
+    simd.sub(z, simd.sub(half_square, small))
+}
+
 /// `y`, the logarithm of `x`, put right where `x` is no positive number: `ln 0 = -inf`, `ln inf = inf`, NaN below 0.
 #[inline(always)]
 fn at_edges<T: Float, S: Simd<T>>(s: S, x: S::V, y: S::V) -> S::V {

@@ -1,6 +1,6 @@
 //! The sigmoid and its relatives, all from `exp(-|x|)` or `exp(-2|x|)`, which cannot overflow.
 
-use super::log::log1p;
+use super::log::log1p_unit;
 use super::{exp, exp_parts};
 use crate::{Float, Simd};
 
@@ -27,5 +27,6 @@ pub fn tanh<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub fn softplus<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
     let zero = s.splat(T::ZERO);
-    s.add(s.max(zero, x), log1p(s, exp(s, s.sub(zero, s.abs(x)))))
+    let z = exp(s, s.sub(zero, s.abs(x)));
+    s.add(s.max(zero, x), log1p_unit(s, z))
 }
