@@ -13,7 +13,7 @@ use crate::forward::{Scale, add_visible, check, finite, hide};
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
 use crate::scratch::Scratch;
-use crate::tile::{MAX_NR, for_tiles, load, multiply, store};
+use crate::tile::{MAX_NR, Product, Start};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
 use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::exp2_nonpositive;
@@ -276,12 +276,12 @@ struct Buffers<T> {
     rows_g: *mut T,
 }
 
-/// What stays the same over the chunks of a group of `NR` vectors of queries.
-struct Group<V, const NR: usize> {
+/// What stays the same over the chunks of a group of queries, a lane each.
+struct Group<T> {
     /// `-lse` as an exponent of two; `-inf` where nothing was seen.
-    shift: [V; NR],
+    shift: [T; BLOCK],
     /// `scale dO . O`.
-    delta: [V; NR],
+    delta: [T; BLOCK],
     /// Whether the rows of `q` and `grad_out` are.
     finite: bool,
 }
@@ -309,13 +309,7 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
                 let lanes = most.min(queries - first);
                 // SAFETY: the buffers have room for `most` lanes; the rows exist, since the views were checked
                 // against the plan.
-                unsafe {
-                    match lanes.div_ceil(S::LANES) {
-                        1 => self.group::<S, 1>(s, &buffers, block, first, lanes),
-                        2 => self.group::<S, 2>(s, &buffers, block, first, lanes),
-                        _ => self.group::<S, MAX_NR>(s, &buffers, block, first, lanes),
-                    }
-                }
+                unsafe { self.group(s, &buffers, block, first, lanes) };
             }
         }
     }
@@ -325,9 +319,9 @@ impl<T: Float> Task<'_, T> {
     /// Queries `first..first + lanes` of `block`.
     ///
     /// # Safety
-    /// `lanes` fit `NR` vectors, the buffers have room for as many, and the rows of the plan exist.
+    /// The buffers have room for as many lanes, in whole vectors, and the rows of the plan exist.
     #[inline(always)]
-    unsafe fn group<S: Simd<T>, const NR: usize>(
+    unsafe fn group<S: Simd<T>>(
         &self,
         s: S,
         buffers: &Buffers<T>,
@@ -335,7 +329,8 @@ impl<T: Float> Task<'_, T> {
         first: usize,
         lanes: usize,
     ) {
-        let width = NR * S::LANES;
+        let width = lanes.next_multiple_of(S::LANES);
+        let depth = self.width.next_multiple_of(S::LANES);
         let query = block.queries.start as usize + first;
         // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
         let group = unsafe {
@@ -343,31 +338,30 @@ impl<T: Float> Task<'_, T> {
             transpose_in(q, self.q.stride, lanes, self.width, self.scale.sign, buffers.qt, width);
             transpose_in(g, self.grad_out.stride, lanes, self.width, self.full_scale, buffers.gt, width);
             std::slice::from_raw_parts_mut(buffers.dqt, self.width * width).fill(T::ZERO);
-            let depth = self.width.next_multiple_of(S::LANES);
             for i in 0..lanes {
                 for (from, to) in [(self.q, buffers.rows_q), (self.grad_out, buffers.rows_g)] {
                     std::ptr::copy_nonoverlapping(from.row(query + i), to.add(i * depth), self.width);
                 }
             }
-            self.start::<S, NR>(s, query, lanes)
+            self.start(s, query, lanes)
         };
         let mut chunk = Chunk::new();
         for visit in self.plan.visits(block) {
             let mut chunks = Chunks::new(visit, self.plan.mask(visit), first, lanes, width);
             while chunks.next(&mut chunk) {
-                let chunk = &chunk;
                 // SAFETY: as this function's; the keys of a visit exist.
                 unsafe {
-                    self.scores::<S, NR>(s, buffers, chunk, &group);
-                    if chunk.masked
-                        && !(group.finite
-                            && finite(s, self.k.row(chunk.start), self.k.stride, chunk.keys, self.width))
+                    self.scores(self.k, &chunk, buffers.qt, buffers.p, width);
+                    self.scores(self.v, &chunk, buffers.gt, buffers.ds, width);
+                    self.softmax(s, buffers, &chunk, &group, width);
+                    let k = self.k.row(chunk.start);
+                    if chunk.masked && !(group.finite && finite(s, k, self.k.stride, chunk.keys, self.width))
                     {
-                        self.add_slowly(buffers, chunk, width, query);
+                        self.add_slowly(buffers, &chunk, width, query);
                     } else {
-                        self.queries::<S, NR>(s, buffers, chunk);
-                        self.keys(s, chunk, self.dv, buffers.p, width, buffers.rows_g, lanes);
-                        self.keys(s, chunk, self.dk, buffers.ds, width, buffers.rows_q, lanes);
+                        self.queries(buffers, &chunk, width);
+                        self.keys(&chunk, self.dv, buffers.p, width, buffers.rows_g, depth, lanes);
+                        self.keys(&chunk, self.dk, buffers.ds, width, buffers.rows_q, depth, lanes);
                     }
                 }
             }
@@ -382,9 +376,9 @@ impl<T: Float> Task<'_, T> {
 
     /// `lse` and `delta` of a group.
     #[inline(always)]
-    unsafe fn start<S: Simd<T>, const NR: usize>(&self, s: S, query: usize, lanes: usize) -> Group<S::V, NR> {
-        let mut shift = [T::NEG_INFINITY; BLOCK];
-        let mut delta = [T::ZERO; BLOCK];
+    unsafe fn start<S: Simd<T>>(&self, s: S, query: usize, lanes: usize) -> Group<T> {
+        // Padding sees nothing: its exponents are -inf.
+        let mut group = Group { shift: [T::NEG_INFINITY; BLOCK], delta: [T::ZERO; BLOCK], finite: false };
         let back = T::ONE / self.scale.back;
         for i in 0..lanes {
             // SAFETY: the rows exist.
@@ -394,128 +388,124 @@ impl<T: Float> Task<'_, T> {
                     std::slice::from_raw_parts(self.out.row(query + i), self.width),
                 )
             };
-            delta[i] = self.full_scale * dot(s, g, o);
+            group.delta[i] = self.full_scale * dot(s, g, o);
             let lse = self.lse[query + i];
-            // Where nothing was seen, every exponent is -inf.
             if lse != T::NEG_INFINITY {
-                shift[i] = -(lse * back);
+                group.shift[i] = -(lse * back);
             }
         }
         // SAFETY: the rows exist.
-        let finite = unsafe {
+        group.finite = unsafe {
             finite(s, self.q.row(query), self.q.stride, lanes, self.width)
                 && finite(s, self.grad_out.row(query), self.grad_out.stride, lanes, self.width)
         };
-        let mut group = Group { shift: [s.splat(T::ZERO); NR], delta: [s.splat(T::ZERO); NR], finite };
-        for j in 0..NR {
-            group.shift[j] = s.load(&shift[j * S::LANES..]);
-            group.delta[j] = s.load(&delta[j * S::LANES..]);
-        }
         group
     }
 
-    /// `p = P^T` and `ds = scale dS^T` over a chunk.
+    /// `to (keys, lanes) = rows columns` over a chunk: `K Q^T` or `V dO^T`.
     #[inline(always)]
-    unsafe fn scores<S: Simd<T>, const NR: usize>(
+    unsafe fn scores(&self, rows: Rows<T>, chunk: &Chunk<T>, columns: *const T, to: *mut T, width: usize) {
+        // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
+        unsafe {
+            Product {
+                a: rows.row(chunk.start),
+                row: rows.stride,
+                col: 1,
+                b: columns,
+                ldb: width,
+                n: self.width,
+                c: to,
+                ldc: width,
+                rows: chunk.keys,
+                columns: width,
+                start: Start::Zero,
+            }
+            .run();
+        }
+    }
+
+    /// `p = P^T` from scores, and `ds = scale dS^T` from `scale dP^T`, 0 where masked.
+    #[inline(always)]
+    unsafe fn softmax<S: Simd<T>>(
         &self,
         s: S,
         buffers: &Buffers<T>,
         chunk: &Chunk<T>,
-        group: &Group<S::V, NR>,
+        group: &Group<T>,
+        width: usize,
     ) {
-        let width = NR * S::LANES;
         let factor = s.splat(self.scale.factor);
-        for_tiles!(S, chunk.keys, MR, at => {
-            // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
+        for j in (0..width).step_by(S::LANES) {
+            let (shift, delta) = (s.load(&group.shift[j..]), s.load(&group.delta[j..]));
+            // SAFETY: the buffers hold `CHUNK` rows of `width` lanes.
             unsafe {
-                let zero = [[s.splat(T::ZERO); NR]; MR];
-                let k = self.k.row(chunk.start + at);
-                let mut p =
-                    multiply::<T, S, MR, NR>(s, zero, k, (self.k.stride, 1), buffers.qt, width, self.width);
-                for p in &mut p {
-                    for (p, &shift) in p.iter_mut().zip(&group.shift) {
-                        *p = exp2_nonpositive(s, s.mul_add(*p, factor, shift));
-                    }
+                for key in 0..chunk.keys {
+                    let at = key * width + j;
+                    let score = s.load_ptr(buffers.p.add(at));
+                    let p = exp2_nonpositive(s, s.mul_add(score, factor, shift));
+                    s.store_ptr(buffers.p.add(at), p);
+                    let dp = s.load_ptr(buffers.ds.add(at));
+                    s.store_ptr(buffers.ds.add(at), s.mul(p, s.sub(dp, delta)));
                 }
                 if chunk.masked {
-                    hide(s, &mut p, chunk, at, T::ZERO);
+                    hide(s, buffers.p.add(j), width, chunk, j, T::ZERO);
+                    hide(s, buffers.ds.add(j), width, chunk, j, T::ZERO);
                 }
-                store(s, p, buffers.p.add(at * width), width);
-                let v = self.v.row(chunk.start + at);
-                let mut ds =
-                    multiply::<T, S, MR, NR>(s, zero, v, (self.v.stride, 1), buffers.gt, width, self.width);
-                let p = load::<T, S, MR, NR>(s, buffers.p.add(at * width), width);
-                for (ds, p) in ds.iter_mut().zip(&p) {
-                    for ((ds, &p), &delta) in ds.iter_mut().zip(p).zip(&group.delta) {
-                        *ds = s.mul(p, s.sub(*ds, delta));
-                    }
-                }
-                if chunk.masked {
-                    hide(s, &mut ds, chunk, at, T::ZERO);
-                }
-                store(s, ds, buffers.ds.add(at * width), width);
             }
-        });
+        }
     }
 
     /// `dQ^T += K^T dS^T` over a chunk.
     #[inline(always)]
-    unsafe fn queries<S: Simd<T>, const NR: usize>(&self, s: S, buffers: &Buffers<T>, chunk: &Chunk<T>) {
-        let width = NR * S::LANES;
-        let k = self.k.row(chunk.start);
+    unsafe fn queries(&self, buffers: &Buffers<T>, chunk: &Chunk<T>, width: usize) {
         // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
         unsafe {
-            for_tiles!(S, self.width, MR, d => {
-                let acc = load::<T, S, MR, NR>(s, buffers.dqt.add(d * width), width);
-                let acc = multiply(s, acc, k.add(d), (1, self.k.stride), buffers.ds, width, chunk.keys);
-                store(s, acc, buffers.dqt.add(d * width), width);
-            });
+            Product {
+                a: self.k.row(chunk.start),
+                row: 1,
+                col: self.k.stride,
+                b: buffers.ds,
+                ldb: width,
+                n: chunk.keys,
+                c: buffers.dqt,
+                ldc: width,
+                rows: self.width,
+                columns: width,
+                start: Start::Add,
+            }
+            .run();
         }
     }
 
     /// `to[j] += sum_i weights[j, i] rows[i]` over the chunk's keys `j` and the group's queries `i`.
     #[inline(always)]
-    unsafe fn keys<S: Simd<T>>(
+    unsafe fn keys(
         &self,
-        s: S,
         chunk: &Chunk<T>,
         to: RowsMut<T>,
         weights: *const T,
         width: usize,
         rows: *const T,
+        depth: usize,
         lanes: usize,
     ) {
-        let depth = self.width.next_multiple_of(S::LANES);
-        let whole = self.width - self.width % S::LANES;
-        let first = chunk.start - self.first_key;
-        for_tiles!(S, chunk.keys, MR, at => {
-            // SAFETY: the keys exist, the buffers hold `width` lanes and `depth` columns.
-            unsafe {
-                let a = weights.add(at * width);
-                let (to, stride) = (to.row(first + at), to.stride);
-                let mut d = 0;
-                while d + 2 * S::LANES <= whole {
-                    let acc = load::<T, S, MR, 2>(s, to.add(d), stride);
-                    let acc = multiply(s, acc, a, (width, 1), rows.add(d), depth, lanes);
-                    store(s, acc, to.add(d), stride);
-                    d += 2 * S::LANES;
-                }
-                while d + S::LANES <= whole {
-                    let acc = load::<T, S, MR, 1>(s, to.add(d), stride);
-                    let acc = multiply(s, acc, a, (width, 1), rows.add(d), depth, lanes);
-                    store(s, acc, to.add(d), stride);
-                    d += S::LANES;
-                }
-                if d < self.width {
-                    let acc = [[s.splat(T::ZERO); 1]; MR];
-                    let acc = multiply(s, acc, a, (width, 1), rows.add(d), depth, lanes);
-                    for (i, [acc]) in acc.into_iter().enumerate() {
-                        let tail = std::slice::from_raw_parts_mut(to.add(i * stride + d), self.width - d);
-                        s.store_head(tail, s.add(s.load_head(tail, T::ZERO), acc));
-                    }
-                }
+        // SAFETY: the keys exist, the buffers hold `width` lanes and `depth` columns.
+        unsafe {
+            Product {
+                a: weights,
+                row: width,
+                col: 1,
+                b: rows,
+                ldb: depth,
+                n: lanes,
+                c: to.row(chunk.start - self.first_key),
+                ldc: to.stride,
+                rows: chunk.keys,
+                columns: self.width,
+                start: Start::Add,
             }
-        });
+            .run();
+        }
     }
 
     /// What `queries` and `keys` add, pair by pair over what is seen: for chunks in which a product with what is not

@@ -11,7 +11,7 @@
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
 use crate::scratch::Scratch;
-use crate::tile::{MAX_NR, for_tiles, load, multiply, store};
+use crate::tile::{MAX_NR, Product, Start};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
 use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::{exp2_nonpositive, log};
@@ -136,7 +136,7 @@ struct Task<'a, T> {
     lse: &'a mut [T],
 }
 
-/// Scratch of a task; `lanes` is the number of lanes of the group in hand.
+/// Scratch of a task; `lanes` is the number of lanes of the group in hand, whole vectors.
 struct Buffers<T> {
     /// `(D, lanes)`: queries.
     qt: *mut T,
@@ -146,14 +146,16 @@ struct Buffers<T> {
     p: *mut T,
 }
 
-/// Running softmax of a group of `NR` vectors of queries.
-struct Running<V, const NR: usize> {
+/// Running softmax of a group of queries, a lane each.
+struct Running<T> {
     /// Largest score so far.
-    max: [V; NR],
+    max: [T; BLOCK],
     /// The same as an exponent of two; `-inf` before the first finite score.
-    shift: [V; NR],
+    shift: [T; BLOCK],
     /// Sum of `2^(score - shift)`.
-    sum: [V; NR],
+    sum: [T; BLOCK],
+    /// What the sums before the chunk in hand are to be multiplied by.
+    alpha: [T; BLOCK],
 }
 
 impl<T: Float> Kernel<T> for Task<'_, T> {
@@ -172,13 +174,7 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
                 let lanes = most.min(queries - first);
                 // SAFETY: the buffers have room for `most` lanes; the rows exist, since the views were checked
                 // against the plan.
-                unsafe {
-                    match lanes.div_ceil(S::LANES) {
-                        1 => self.group::<S, 1>(s, &buffers, block, first, lanes),
-                        2 => self.group::<S, 2>(s, &buffers, block, first, lanes),
-                        _ => self.group::<S, MAX_NR>(s, &buffers, block, first, lanes),
-                    }
-                }
+                unsafe { self.group(s, &buffers, block, first, lanes) };
             }
         }
     }
@@ -188,9 +184,9 @@ impl<T: Float> Task<'_, T> {
     /// Queries `first..first + lanes` of `block`.
     ///
     /// # Safety
-    /// `lanes` fit `NR` vectors, the buffers have room for as many, and the rows of the plan exist.
+    /// The buffers have room for as many lanes, in whole vectors, and the rows of the plan exist.
     #[inline(always)]
-    unsafe fn group<S: Simd<T>, const NR: usize>(
+    unsafe fn group<S: Simd<T>>(
         &mut self,
         s: S,
         buffers: &Buffers<T>,
@@ -198,189 +194,171 @@ impl<T: Float> Task<'_, T> {
         first: usize,
         lanes: usize,
     ) {
-        let width = NR * S::LANES;
+        let width = lanes.next_multiple_of(S::LANES);
         let query = block.queries.start as usize + first;
         let mut running = Running {
-            max: [s.splat(T::NEG_INFINITY); NR],
-            shift: [s.splat(T::NEG_INFINITY); NR],
-            sum: [s.splat(T::ZERO); NR],
+            max: [T::NEG_INFINITY; BLOCK],
+            shift: [T::NEG_INFINITY; BLOCK],
+            sum: [T::ZERO; BLOCK],
+            alpha: [T::ZERO; BLOCK],
         };
         // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
         unsafe {
-            transpose_in(
-                self.q.row(query),
-                self.q.stride,
-                lanes,
-                self.width,
-                self.scale.sign,
-                buffers.qt,
-                width,
-            );
+            let (q, sign) = (self.q.row(query), self.scale.sign);
+            transpose_in(q, self.q.stride, lanes, self.width, sign, buffers.qt, width);
             std::slice::from_raw_parts_mut(buffers.ot, self.width * width).fill(T::ZERO);
         }
         let mut chunk = Chunk::new();
         for visit in self.plan.visits(block) {
             let mut chunks = Chunks::new(visit, self.plan.mask(visit), first, lanes, width);
             while chunks.next(&mut chunk) {
-                let chunk = &chunk;
                 // SAFETY: as this function's; the keys of a visit exist.
                 unsafe {
-                    self.scores::<S, NR>(s, buffers, chunk, &mut running);
-                    let alpha = self.exponentials::<S, NR>(s, buffers, chunk, &mut running);
-                    self.values::<S, NR>(s, buffers, chunk, alpha);
+                    Product {
+                        a: self.k.row(chunk.start),
+                        row: self.k.stride,
+                        col: 1,
+                        b: buffers.qt,
+                        ldb: width,
+                        n: self.width,
+                        c: buffers.p,
+                        ldc: width,
+                        rows: chunk.keys,
+                        columns: width,
+                        start: Start::Zero,
+                    }
+                    .run();
+                    self.softmax(s, buffers.p, &chunk, &mut running, width);
+                    self.values(s, buffers, &chunk, &running, width);
                 }
             }
         }
         let mut lse = [T::ZERO; BLOCK];
         let mut inverse = [T::ZERO; BLOCK];
-        for j in 0..NR {
-            let sum = running.sum[j];
-            let value = s.mul_add(running.shift[j], s.splat(self.scale.back), log(s, sum));
-            s.store(&mut lse[j * S::LANES..], value);
-            let zero = s.splat(T::ZERO);
+        let zero = s.splat(T::ZERO);
+        for j in (0..width).step_by(S::LANES) {
+            let sum = s.load(&running.sum[j..]);
+            let value = s.mul_add(s.load(&running.shift[j..]), s.splat(self.scale.back), log(s, sum));
+            s.store(&mut lse[j..], value);
             // A NaN sum takes the zero too, and its row is NaN already.
-            let value = s.select(s.lt(zero, sum), s.div(s.splat(T::ONE), sum), zero);
-            s.store(&mut inverse[j * S::LANES..], value);
+            s.store(&mut inverse[j..], s.select(s.lt(zero, sum), s.div(s.splat(T::ONE), sum), zero));
         }
         self.lse[query - self.first..][..lanes].copy_from_slice(&lse[..lanes]);
         // SAFETY: as above; the rows of `out` belong to this task.
         unsafe {
-            transpose_out(
-                buffers.ot,
-                width,
-                lanes,
-                self.width,
-                inverse.as_ptr(),
-                self.out.row(query),
-                self.out.stride,
-            );
+            let out = self.out.row(query);
+            transpose_out(buffers.ot, width, lanes, self.width, inverse.as_ptr(), out, self.out.stride);
         }
     }
 
-    /// `p = K Q^T` over a chunk, `-inf` where masked, and the running maximum.
+    /// Scores of a chunk to `2^(factor score - shift)`, 0 where masked, and the running maximum and sum.
     #[inline(always)]
-    unsafe fn scores<S: Simd<T>, const NR: usize>(
+    unsafe fn softmax<S: Simd<T>>(
         &self,
         s: S,
-        buffers: &Buffers<T>,
+        p: *mut T,
         chunk: &Chunk<T>,
-        running: &mut Running<S::V, NR>,
+        running: &mut Running<T>,
+        width: usize,
     ) {
-        let width = NR * S::LANES;
-        for_tiles!(S, chunk.keys, MR, at => {
-            // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
-            unsafe {
-                let zero = [[s.splat(T::ZERO); NR]; MR];
-                let k = self.k.row(chunk.start + at);
-                let mut acc =
-                    multiply::<T, S, MR, NR>(s, zero, k, (self.k.stride, 1), buffers.qt, width, self.width);
-                if chunk.masked {
-                    hide(s, &mut acc, chunk, at, T::NEG_INFINITY);
-                }
-                for acc in &acc {
-                    for (max, &acc) in running.max.iter_mut().zip(acc) {
-                        // A NaN score leaves the maximum alone and shows in the sum.
-                        *max = s.max(acc, *max);
-                    }
-                }
-                store(s, acc, buffers.p.add(at * width), width);
+        let (zero, lowest, factor) = (s.splat(T::ZERO), s.splat(T::NEG_INFINITY), s.splat(self.scale.factor));
+        for j in (0..width).step_by(S::LANES) {
+            // SAFETY: the buffer holds `CHUNK` rows of `width` lanes.
+            let p = unsafe { p.add(j) };
+            if chunk.masked {
+                // SAFETY: as above.
+                unsafe { hide(s, p, width, chunk, j, T::NEG_INFINITY) };
             }
-        });
-    }
-
-    /// `p = 2^(factor p - shift)` in place, and the sum; returns what the sums so far are to be multiplied by.
-    #[inline(always)]
-    unsafe fn exponentials<S: Simd<T>, const NR: usize>(
-        &self,
-        s: S,
-        buffers: &Buffers<T>,
-        chunk: &Chunk<T>,
-        running: &mut Running<S::V, NR>,
-    ) -> [S::V; NR] {
-        let (width, factor) = (NR * S::LANES, s.splat(self.scale.factor));
-        let (zero, lowest) = (s.splat(T::ZERO), s.splat(T::NEG_INFINITY));
-        let mut alpha = [zero; NR];
-        let mut minus = [zero; NR];
-        for j in 0..NR {
-            let some = s.lt(lowest, running.max[j]);
-            let shift = s.mul(running.max[j], factor);
+            let mut max = s.load(&running.max[j..]);
+            for key in 0..chunk.keys {
+                // A NaN score leaves the maximum alone and shows in the sum.
+                // SAFETY: as above.
+                max = s.max(unsafe { s.load_ptr(p.add(key * width)) }, max);
+            }
+            s.store(&mut running.max[j..], max);
+            let some = s.lt(lowest, max);
+            let shift = s.mul(max, factor);
             let used = s.select(some, shift, zero);
-            alpha[j] = exp2_nonpositive(s, s.sub(running.shift[j], used));
-            running.shift[j] = s.select(some, shift, lowest);
-            running.sum[j] = s.mul(running.sum[j], alpha[j]);
-            minus[j] = s.sub(zero, used);
-        }
-        for at in 0..chunk.keys {
-            for j in 0..NR {
-                // SAFETY: the buffer holds `CHUNK` rows of `width` lanes.
+            let alpha = exp2_nonpositive(s, s.sub(s.load(&running.shift[j..]), used));
+            s.store(&mut running.alpha[j..], alpha);
+            s.store(&mut running.shift[j..], s.select(some, shift, lowest));
+            let minus = s.sub(zero, used);
+            let mut sum = s.mul(s.load(&running.sum[j..]), alpha);
+            for key in 0..chunk.keys {
+                // SAFETY: as above.
                 unsafe {
-                    let p = buffers.p.add(at * width + j * S::LANES);
-                    let value = exp2_nonpositive(s, s.mul_add(s.load_ptr(p), factor, minus[j]));
-                    running.sum[j] = s.add(running.sum[j], value);
-                    s.store_ptr(p, value);
+                    let at = p.add(key * width);
+                    let value = exp2_nonpositive(s, s.mul_add(s.load_ptr(at), factor, minus));
+                    sum = s.add(sum, value);
+                    s.store_ptr(at, value);
                 }
             }
+            s.store(&mut running.sum[j..], sum);
         }
-        alpha
     }
 
     /// `O^T = alpha O^T + V^T P^T` over a chunk.
     #[inline(always)]
-    unsafe fn values<S: Simd<T>, const NR: usize>(
+    unsafe fn values<S: Simd<T>>(
         &self,
         s: S,
         buffers: &Buffers<T>,
         chunk: &Chunk<T>,
-        alpha: [S::V; NR],
+        running: &Running<T>,
+        width: usize,
     ) {
-        let width = NR * S::LANES;
         let v = self.v.row(chunk.start);
         // SAFETY: the chunk's values exist, and the buffers hold `width` lanes.
         unsafe {
             if chunk.masked && !finite(s, v, self.v.stride, chunk.keys, self.width) {
-                let mut factor = [T::ZERO; BLOCK];
-                for j in 0..NR {
-                    s.store(&mut factor[j * S::LANES..], alpha[j]);
-                }
                 for d in 0..self.width {
                     for i in 0..width {
-                        *buffers.ot.add(d * width + i) *= factor[i];
+                        *buffers.ot.add(d * width + i) *= running.alpha[i];
                     }
                 }
                 add_visible(chunk, v, self.v.stride, buffers.p, buffers.ot, width, self.width);
                 return;
             }
-            for_tiles!(S, self.width, MR, d => {
-                let mut acc = load::<T, S, MR, NR>(s, buffers.ot.add(d * width), width);
-                for acc in &mut acc {
-                    for (acc, &alpha) in acc.iter_mut().zip(&alpha) {
-                        *acc = s.mul(*acc, alpha);
-                    }
-                }
-                let acc = multiply(s, acc, v.add(d), (1, self.v.stride), buffers.p, width, chunk.keys);
-                store(s, acc, buffers.ot.add(d * width), width);
-            });
+            Product {
+                a: v,
+                row: 1,
+                col: self.v.stride,
+                b: buffers.p,
+                ldb: width,
+                n: chunk.keys,
+                c: buffers.ot,
+                ldc: width,
+                rows: self.width,
+                columns: width,
+                start: Start::Scaled(running.alpha.as_ptr()),
+            }
+            .run();
         }
     }
 }
 
-/// Sets the lanes that do not see key `at + i` of the chunk to `to`.
+/// Sets those of lanes `j..j + LANES` that do not see a key of the chunk to `to`, in rows `width` apart.
+///
+/// # Safety
+/// `p` has the chunk's rows.
 #[inline(always)]
-pub(crate) fn hide<T: Float, S: Simd<T>, const MR: usize, const NR: usize>(
+pub(crate) unsafe fn hide<T: Float, S: Simd<T>>(
     s: S,
-    acc: &mut [[S::V; NR]; MR],
+    p: *mut T,
+    width: usize,
     chunk: &Chunk<T>,
-    at: usize,
+    j: usize,
     to: T,
 ) {
-    let to = s.splat(to);
-    for j in 0..NR {
-        let lo = s.load(&chunk.lo[j * S::LANES..]);
-        let hi = s.load(&chunk.hi[j * S::LANES..]);
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let key = s.splat(T::from_usize(at + i));
-            acc[j] = s.select(s.lt(key, lo), to, s.select(s.lt(key, hi), acc[j], to));
+    let (lo, hi, to) = (s.load(&chunk.lo[j..]), s.load(&chunk.hi[j..]), s.splat(to));
+    let (mut key, one) = (s.splat(T::ZERO), s.splat(T::ONE));
+    for i in 0..chunk.keys {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let at = p.add(i * width);
+            s.store_ptr(at, s.select(s.lt(key, lo), to, s.select(s.lt(key, hi), s.load_ptr(at), to)));
         }
+        key = s.add(key, one);
     }
 }
 

@@ -15,7 +15,8 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Room for buffers of the given numbers of elements.
     pub(crate) fn new<T: Float>(sizes: &[usize]) -> Self {
-        let lines = sizes.iter().map(|&n| Self::lines::<T>(n)).sum();
+        // One line more: a tile may read a vector past the end of a row.
+        let lines = sizes.iter().map(|&n| Self::lines::<T>(n)).sum::<usize>() + 1;
         Self { lines: vec![Line([0; 64]); lines], used: 0 }
     }
 
