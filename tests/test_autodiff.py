@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sensorium import autodiff as ad
 from sensorium import ops
+from sensorium._tree import tree_items, tree_leaves, tree_map, tree_unflatten
+from sensorium.ops import Layout, Segment
 
 
 def directional(function, arrays, rng):
@@ -21,7 +23,7 @@ def directional(function, arrays, rng):
     def central(h):
         return (along(h) - along(-h)) / (2 * h)
 
-    h = 1e-3
+    h = 2e-4
     want = (4 * central(h / 2) - central(h)) / 3  # Error of order h^4.
     value, grads = ad.value_and_grad(function)(arrays)
     got = sum(float((grads[k] * direction[k]).sum()) for k in arrays)
@@ -37,7 +39,41 @@ def weighted(y):
 
 
 RNG = np.random.default_rng
+LAYOUT = Layout([Segment("causal", 3), Segment("full", 4)])
+
+
+def block_by_parts(p, x, layout, *, heads, norm="rms", activation="gelu", eps=1e-6):
+    """What `transformer_block` says it is."""
+    B, N, D = x.shape
+
+    def normed(x, q):
+        if norm == "rms":
+            return ad.rms_norm(x, q["weight"], eps=eps)
+        return ad.layer_norm(x, q["weight"], q.get("bias"), eps=eps)
+
+    def linear(x, q, **how):
+        return ad.linear(x, q["weight"], q.get("bias"), **how)
+
+    t = anp.reshape(linear(normed(x, p["norm1"]), p["qkv"]), (B, N, 3, heads, D // heads))
+    x = linear(ad.self_attention(t, layout), p["out"], residual=x)
+    return linear(linear(normed(x, p["norm2"]), p["up"], activation=activation), p["down"], residual=x)
+
+
+def block_params(rng, D=6, F=10, biases=("norm1", "qkv", "out", "norm2", "up", "down")):
+    shapes = {"norm1": (D,), "qkv": (D, 3 * D), "out": (D, D), "norm2": (D,), "up": (D, F), "down": (F, D)}
+    return {
+        part: {"weight": rng.standard_normal(shape)}
+        | ({"bias": rng.standard_normal(shape[-1])} if part in biases else {})
+        for part, shape in shapes.items()
+    }
+
+
 CASES = {
+    "attention": (
+        lambda p: ad.attention(p["q"], p["k"], p["v"], LAYOUT, scale=0.3),
+        {"q": (2, 4, 7, 3), "k": (2, 2, 7, 3), "v": (2, 2, 7, 3)},
+    ),
+    "self_attention": (lambda p: ad.self_attention(p["qkv"], LAYOUT), {"qkv": (2, 7, 3, 2, 3)}),
     "layer_norm": (lambda p: ad.layer_norm(p["x"], p["w"], p["b"]), {"x": (2, 5, 7), "w": (7,), "b": (7,)}),
     "layer_norm without bias": (lambda p: ad.layer_norm(p["x"], p["w"]), {"x": (3, 7), "w": (7,)}),
     "rms_norm": (lambda p: ad.rms_norm(p["x"], p["w"]), {"x": (2, 5, 7), "w": (7,)}),
@@ -81,6 +117,118 @@ def test_gradients_have_the_dtype_of_their_arrays(name):
     for k in arrays:
         assert got[k].dtype == np.float32
         assert np.abs(got[k] - want[k]).max() <= 2e-5 * np.abs(want[k]).max()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize(
+    ("norm", "biases"),
+    [
+        ("layer", ("norm1", "qkv", "out", "norm2", "up", "down")),
+        ("layer", ("qkv", "norm2", "down")),
+        ("rms", ("up",)),
+        ("rms", ()),
+    ],
+)
+def test_a_block_is_its_parts(norm, biases, activation):
+    rng = RNG(11)
+    params = {"p": block_params(rng, biases=biases), "x": rng.standard_normal((2, 7, 6))}
+    how = {"heads": 2, "norm": norm, "activation": activation, "eps": 1e-3}
+    got, grads = ad.value_and_grad(lambda a: weighted(ad.transformer_block(a["p"], a["x"], LAYOUT, **how)))(
+        params
+    )
+    want, wanted = ad.value_and_grad(lambda a: weighted(block_by_parts(a["p"], a["x"], LAYOUT, **how)))(
+        params
+    )
+    assert abs(got - want) <= 1e-12 * abs(want)
+    for (path, g), w in zip(tree_items(grads), tree_leaves(wanted), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-11, err_msg=path)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_gradient_of_a_block_along_a_random_direction(seed):
+    rng = RNG(seed)
+    params = block_params(rng, biases=("up",))
+    flat = dict(tree_items(params))
+
+    def function(arrays):
+        nested = tree_unflatten(params, [arrays[path] for path in flat])
+        return weighted(ad.transformer_block(nested, arrays["x"], LAYOUT, heads=3))
+
+    directional(function, {**flat, "x": rng.standard_normal((1, 7, 6))}, rng)
+
+
+def test_a_block_in_single_precision():
+    rng = RNG(12)
+    params = {"p": block_params(rng, biases=("up",)), "x": rng.standard_normal((2, 7, 6))}
+    function = ad.value_and_grad(lambda a: weighted(ad.transformer_block(a["p"], a["x"], LAYOUT, heads=2)))
+    _, want = function(params)
+    _, got = function(tree_map(lambda a: a.astype(np.float32), params))
+    for g, w in zip(tree_leaves(got), tree_leaves(want), strict=True):
+        assert g.dtype == np.float32
+        assert np.abs(g - w).max() <= 1e-4 * np.abs(w).max()
+
+
+BLOCK = block_params(RNG(0), biases=())
+X = np.ones((1, 7, 6))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: ad.transformer_block({}, X, LAYOUT, heads=2),
+            sensorium.ArgumentError,
+            "params lacks the key",
+        ),
+        (
+            lambda: ad.transformer_block(BLOCK, X[0], LAYOUT, heads=2),
+            sensorium.ShapeError,
+            r"x has shape \(7, 6\), expected 3 dimensions \(B, N, D\)",
+        ),
+        (
+            lambda: ad.transformer_block(BLOCK, X, LAYOUT, heads=4),
+            sensorium.ArgumentError,
+            "heads must divide D=6, not 4",
+        ),
+        (
+            lambda: ad.transformer_block(BLOCK, X, LAYOUT, heads=2, norm="batch"),
+            sensorium.ArgumentError,
+            'norm must be "layer" or "rms", not \'batch\'',
+        ),
+        (
+            lambda: ad.transformer_block(BLOCK, X, LAYOUT, heads=2, activation="relu"),
+            sensorium.ArgumentError,
+            "activation must be",
+        ),
+        (
+            lambda: ad.transformer_block({**BLOCK, "out": {"weight": np.ones((6, 5))}}, X, LAYOUT, heads=2),
+            sensorium.ShapeError,
+            r"out.weight has shape \(6, 5\), expected \(6, 6\)",
+        ),
+        (
+            lambda: ad.transformer_block(
+                {**BLOCK, "up": {"weight": np.ones((6, 10)), "bias": np.ones(6)}}, X, LAYOUT, heads=2
+            ),
+            sensorium.ShapeError,
+            r"up.bias has shape \(6,\), expected \(10,\)",
+        ),
+        (
+            lambda: ad.transformer_block(
+                {**BLOCK, "norm1": {"weight": np.ones(6), "bias": np.ones(6)}}, X, LAYOUT, heads=2
+            ),
+            sensorium.ArgumentError,
+            "norm1.bias must not be given with an RMS norm",
+        ),
+        (
+            lambda: ad.transformer_block(BLOCK, X.astype(np.float32), LAYOUT, heads=2),
+            sensorium.DTypeError,
+            "norm1.weight has dtype float64 but x has float32",
+        ),
+    ],
+)
+def test_errors_of_a_block(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
 
 
 def test_autograds_own_grad_gives_the_same():
