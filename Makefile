@@ -61,7 +61,8 @@ $(VENV)/.build: scripts/venv.sh scripts/bootstrap_pip.py
 
 # An editable install: Python sources are read where they are, so only Rust sources ask for another build.
 $(VENV)/.package: $(VENV)/.build pyproject.toml $(RUST_SOURCES)
-	env -u CONDA_PREFIX VIRTUAL_ENV=$(CURDIR)/$(VENV) $(PY) -m maturin develop --release
+	@echo 'Building the kernels: about a minute the first time'
+	$(PIP) install --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.build pyproject.toml

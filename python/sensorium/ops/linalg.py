@@ -29,8 +29,9 @@ def _stored(name: str, value: ArrayLike) -> tuple[Array, bool]:
 def matmul(a: ArrayLike, b: ArrayLike) -> Array:
     """Return the matrix product ``a @ b``.
 
-    Each element is summed over ``K`` in order, in steps of 256 that are then added up: results are the same
-    for any number of threads, and for operands that are transposed views, which are read where they lie.
+    Each element is summed over ``K`` in order, in steps of at most 512 that are then added up: results are
+    the same for any number of threads, and for operands that are transposed views, which are read where they
+    lie.
 
     Parameters
     ----------

@@ -215,7 +215,7 @@ pub(crate) fn attention_forward(
 }
 
 /// The three tensors of a packed `(B, N, 3, H, D)` array, which interleave without sharing an element.
-fn unpack<'a, T: Float>(packed: &'a mut [T], dims: Dims) -> PyResult<[ViewMut<'a, T>; 3]> {
+fn unpack<T: Float>(packed: &mut [T], dims: Dims) -> PyResult<[ViewMut<'_, T>; 3]> {
     let Dims { batch, heads, tokens, width, .. } = dims;
     let part = heads * width;
     if Some(packed.len()) != [tokens, 3, part].into_iter().try_fold(batch, usize::checked_mul) {

@@ -7,6 +7,10 @@ use crate::threads::Disjoint;
 use crate::{Float, Kernel, Simd};
 use std::ops::Range;
 
+/// Panels of a group: a row of blocks wider than that is worked off in groups, so that the output stays in the
+/// second-level cache over all of `k`.
+const GROUP: usize = 12;
+
 /// A block of the output, and what it is computed from.
 pub(super) struct Block<'a, T> {
     pub(super) dims: Dims,
@@ -35,19 +39,27 @@ impl<T: Float> Kernel<T> for Block<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
-        if tile::rows::<T, S>() == 8 { self.over_k::<S, 8>(s) } else { self.over_k::<S, 4>(s) }
+        let group = GROUP * VECTORS * S::LANES;
+        for start in self.cols.clone().step_by(group) {
+            let cols = start..(start + group).min(self.cols.end);
+            if tile::rows::<T, S>() == 8 {
+                self.over_k::<S, 8>(s, cols);
+            } else {
+                self.over_k::<S, 4>(s, cols);
+            }
+        }
     }
 }
 
 impl<T: Float> Block<'_, T> {
     #[inline(always)]
-    fn over_k<S: Simd<T>, const R: usize>(&self, s: S) {
+    fn over_k<S: Simd<T>, const R: usize>(&self, s: S, cols: Range<usize>) {
         let k = self.dims.k;
         let (mut scratch_a, mut scratch_b) = (Scratch::take(), Scratch::take());
         let mut steps = 0..self.plan.depth.min(k);
         loop {
             let beta = if steps.start == 0 { self.beta } else { T::ONE };
-            self.over_panels::<S, R>(s, steps.clone(), beta, &mut scratch_a, &mut scratch_b);
+            self.over_panels::<S, R>(s, cols.clone(), steps.clone(), beta, &mut scratch_a, &mut scratch_b);
             if steps.end == k {
                 break;
             }
@@ -59,6 +71,7 @@ impl<T: Float> Block<'_, T> {
     fn over_panels<S: Simd<T>, const R: usize>(
         &self,
         s: S,
+        cols: Range<usize>,
         steps: Range<usize>,
         beta: T,
         scratch_a: &mut Scratch,
@@ -75,8 +88,13 @@ impl<T: Float> Block<'_, T> {
             }
             &*packed
         });
-        for j in self.cols.clone().step_by(width) {
-            let cols = j..(j + width).min(self.cols.end);
+        let mut j = cols.start;
+        while j < cols.end {
+            // Four vectors in place are two tiles of two: a tile of one has too few sums to hide their latency.
+            let left = cols.end - j;
+            let narrow = self.packed_b.is_none() && left.div_ceil(S::LANES) == VECTORS + 1;
+            let width = if narrow { (VECTORS - 1) * S::LANES } else { width };
+            let cols = j..j + width.min(left);
             let panel_b = if let Some(packed) = self.packed_b {
                 let start = packed[j / width * width * self.dims.k + steps.start * width..].as_ptr();
                 Operand { start, lane_stride: 1, step: width }
@@ -100,6 +118,7 @@ impl<T: Float> Block<'_, T> {
                 };
                 self.by_size::<S, R>(s, depth, panel_a, panel_b, beta, rows, cols.clone());
             }
+            j += width;
         }
     }
 
