@@ -10,7 +10,8 @@ from sensorium import checkpoint
 from sensorium.data.corpus import Corpus
 from sensorium.errors import ArgumentError, CheckpointError
 from sensorium.models.unified import Model
-from sensorium.train import FitResult, Recipe, fit, learning_rate
+from sensorium.recipe import Recipe, default_patch, learning_rate
+from sensorium.train import FitResult, fit
 
 RECIPE = Recipe(
     width=16, depth=1, heads=2, hidden=32, image_codes=8, audio_codes=8, rows=4, jitter=1, other_every=3
@@ -73,7 +74,8 @@ def test_what_a_failing_callback_interrupts_goes_on_as_if_nothing_had_been(tmp_p
     corpus, path = small_corpus(), tmp_path / "checkpoint.safetensors"
 
     def fail(record):
-        raise CallbackError
+        if "step" in record:
+            raise CallbackError
 
     with pytest.raises(CallbackError):
         fit(corpus, RECIPE, steps=12, seed=3, checkpoint_path=path, progress=fail)
@@ -99,7 +101,7 @@ def test_ctrl_c_ends_training_between_steps(tmp_path):
         RECIPE,
         steps=10_000,
         checkpoint_path=path,
-        progress=lambda record: os.kill(os.getpid(), signal.SIGINT),
+        progress=lambda record: "step" in record and os.kill(os.getpid(), signal.SIGINT),
     )
     assert result.interrupted
     assert 1 <= result.steps < 10_000
@@ -186,3 +188,26 @@ def test_corpora_that_nothing_can_be_learnt_from():
     apart = Corpus(**{**vars(apart), "audio_group": apart.audio_group + 2})
     with pytest.raises(ArgumentError, match="no group with items of two modalities"):
         fit(apart, RECIPE, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"),
+    [((8, 8), (1, 8)), ((28, 28), (2, 28)), ((32, 32, 3), (4, 4)), ((7, 5), (7, 5)), ((37, 37, 3), (1, 1))],
+)
+def test_patches_divide_the_image_and_stay_small(shape, patch):
+    assert default_patch(*shape) == patch
+
+
+def test_previews_are_in_the_records(monkeypatch):
+    monkeypatch.setattr("sensorium.train.PREVIEW_EVERY", 0.0)
+    records = []
+    result = fit(
+        small_corpus(),
+        RECIPE,
+        steps=2,
+        progress=records.append,
+        preview=lambda model: [("a", model.parameters)],
+    )
+    assert records[0] == {"phase": "learning the tokens"}
+    assert records[-1]["samples"] == [("a", result.model.parameters)]
+    assert "samples" not in result.history[-1]

@@ -12,11 +12,14 @@ import numpy as np
 
 from . import checkpoint
 from ._config import config as environment
+from .data.corpus import Corpus
 from .data.digits import digits
 from .evaluate import DIRECTIONS, Answers, evaluate
 from .judge import Judge
+from .models.unified import Model
+from .recipe import Recipe, training_row
 from .report import Media, Report, Sample, write_report
-from .train import FitResult, Recipe, fit, training_row
+from .train import FitResult, fit
 
 __all__ = ["run"]
 
@@ -75,8 +78,11 @@ def run(
         checkpoint_path=folder / "checkpoint.safetensors",
         resume=resume,
         progress=progress,
+        preview=_preview(corpus),
     )
     result.model.save(folder / "model.safetensors")
+    if progress is not None:
+        progress({"phase": "measuring all six directions on held-out items"})
     begin = time.perf_counter()
     metrics, answers = evaluate(result.model, Judge().fit(corpus), corpus, seed=seed)
     metrics |= _run_facts(result, seed) | {
@@ -89,6 +95,21 @@ def run(
     report = make_report(result, recipe, metrics, answers, corpus.names or (), command)
     write_report(folder / "report.html", report)
     return metrics
+
+
+def _preview(corpus: Corpus) -> Callable[[Model], list[tuple[str, Any]]]:
+    """Return what shows a word that is drawn and a held-out image that is read, another one each time."""
+    test = corpus.select("test")
+    turn = iter(range(10**9))
+
+    def show(model: Model) -> list[tuple[str, Any]]:
+        i = next(turn)
+        word, image = test.texts[i % len(test.texts)], test.images[i % len(test.images)]
+        drawn = model.generate(word, to="image", candidates=1, seed=i)[0]
+        read = model.generate(image, to="text", seed=i)[0]
+        return [(word, drawn), (read or "-", image)]
+
+    return show
 
 
 def _run_facts(result: FitResult, seed: int) -> dict[str, Any]:
