@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sensorium
 from sensorium import checkpoint
+from sensorium._sampling import fit_tokenizers, make_banks, plans_of
 from sensorium.data.corpus import Corpus
 from sensorium.errors import ArgumentError, CheckpointError
 from sensorium.models.unified import Model
@@ -14,7 +15,15 @@ from sensorium.recipe import Recipe, default_patch, learning_rate
 from sensorium.train import FitResult, fit
 
 RECIPE = Recipe(
-    width=16, depth=1, heads=2, hidden=32, image_codes=8, audio_codes=8, rows=4, jitter=1, other_every=3
+    width=16,
+    depth=1,
+    heads=2,
+    hidden=32,
+    image_codes=8,
+    audio_codes=8,
+    rows=4,
+    jitter=1,
+    unconditional_every=3,
 )
 
 
@@ -179,6 +188,31 @@ def test_learning_rate_goes_up_and_down():
 def test_wrong_goals(arguments, words):
     with pytest.raises(ArgumentError, match=words):
         fit(small_corpus(), RECIPE, **arguments)
+
+
+def test_groups_that_lack_a_modality_serve_the_tasks_that_they_can():
+    corpus = small_corpus()
+    banks = make_banks(corpus, fit_tokenizers(corpus, RECIPE, np.random.default_rng(0)), RECIPE,
+                       np.random.default_rng(0))  # fmt: skip
+    whole = plans_of(RECIPE, banks)
+    assert whole[0] == (
+        ("text", ("image", "audio")),
+        ("image", ("text", "audio")),
+        ("audio", ("text", "image")),
+        ("image", "text"),
+    )
+    assert whole == [whole[0], whole[0], (("image",), ("audio",))]
+    lacking = banks["audio"]
+    lacking = type(lacking)(lacking.codes, lacking.start, lacking.count * np.array([1, 0]))
+    some = plans_of(RECIPE, banks | {"audio": lacking})
+    assert some[0] == (
+        ("text", "image"),
+        ("text", "audio"),
+        ("image", "text"),
+        ("image", "audio"),
+        ("audio", ("text", "image")),
+        ("image", "text"),
+    )
 
 
 def test_corpora_that_nothing_can_be_learnt_from():

@@ -37,6 +37,28 @@ def test_layout_against_a_mask_written_by_hand():
     np.testing.assert_array_equal(row.layout.dense(), want)
 
 
+def test_targets_in_a_tuple_see_the_sources_alone():
+    audio = Modality("audio", "diffusion", 3, 1)
+    row = Row(Vocabulary((TEXT, IMAGE, audio)), (("image", ("text", "audio")), ("audio", "text")))
+    seen = [
+        "11..........",
+        "11..........",
+        "111.........",
+        "1111........",
+        "11111.......",
+        "111111......",
+        "11....1.....",
+        ".......1....",
+        ".......11...",
+        ".......111..",
+        ".......1111.",
+        ".......11111",
+    ]
+    np.testing.assert_array_equal(row.layout.dense(), [[c == "1" for c in line] for line in seen])
+    np.testing.assert_array_equal(row.predicted["text"], [2, 3, 4, 8, 9, 10])
+    np.testing.assert_array_equal(row.predicted["audio"], [6])
+
+
 def test_what_is_predicted():
     row = Row(VOCABULARY, (("image", "text"), ("text", "image")))
     # A causal column predicts the code after it; the last has none. A text that leads is a source.

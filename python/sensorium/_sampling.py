@@ -13,9 +13,9 @@ from .data.corpus import Corpus
 from .errors import ArgumentError
 from .models.unified import Modality, Vocabulary
 from .models.unified.model import text_codes
-from .models.unified.sequence import Ints, Row, Task
+from .models.unified.sequence import Ints, Row, Task, names_of
 from .recipe import Recipe, default_patch, tasks_of
-from .tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer, jitter_images, jitter_logmel
+from .tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer, jitter_images
 
 __all__ = ["Bank", "Sampler", "fit_tokenizers", "make_banks", "plans_of", "vocabulary_of"]
 
@@ -80,6 +80,7 @@ class Bank:
 def make_banks(
     corpus: Corpus, tokenizers: Mapping[str, Any], recipe: Recipe, rng: np.random.Generator
 ) -> dict[str, Bank]:
+    """Return the codes of every training item, and of jittered copies of the images."""
     groups = corpus.groups
     out: dict[str, Bank] = {}
     if "text" in tokenizers:
@@ -91,34 +92,44 @@ def make_banks(
         codes = np.stack([np.asarray(tokenizers["image"].encode(c), np.int64) for c in copies])
         out["image"] = Bank.build(codes, corpus.image_group, groups)
     if "audio" in tokenizers:
-        audio = tokenizers["audio"]
-        logmel = audio.logmel(corpus.audios)
-        heard = [logmel] + [jitter_logmel(logmel, rng=rng, floor=audio.floor) for _ in range(recipe.jitter)]
-        codes = np.stack([np.asarray(audio.encode_logmel(c), np.int64) for c in heard])
-        out["audio"] = Bank.build(codes, corpus.audio_group, groups)
+        codes = np.asarray(tokenizers["audio"].encode(corpus.audios), np.int64)
+        out["audio"] = Bank.build(codes[None], corpus.audio_group, groups)
     return out
 
 
 def plans_of(recipe: Recipe, banks: Mapping[str, Bank]) -> list[tuple[Task, ...]]:
-    """Tasks of the rows in the order of their steps; tasks that no group has the items for are left out."""
-
-    def possible(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
-        return tuple(t for t in tasks if len(_eligible(t, banks)))
-
-    main, others = tasks_of(recipe, list(banks))
-    main, others = possible(main), tuple(o for o in map(possible, others) if o)
+    """Return the tasks of the rows in the order of their steps, from the first to where they repeat."""
+    main = tuple(t for task in tasks_of(recipe, list(banks)) for t in _served(task, banks))
     if not main:
         raise ArgumentError("corpus has no group with items of two modalities")
-    if not recipe.other_every or not others:
+    alone: tuple[Task, ...] = tuple((name,) for name in banks if name != "text")
+    if not recipe.unconditional_every:
         return [main]
-    return [t for other in others for t in [main] * (recipe.other_every - 1) + [other]]
+    return [main] * (recipe.unconditional_every - 1) + [alone]
+
+
+def _served(task: Task, banks: Mapping[str, Bank]) -> tuple[Task, ...]:
+    """Return the task, or where only some groups have items for all of its targets, a task for each target.
+
+    What no group has the items for is left out.
+    """
+    *sources, targets = task
+    if isinstance(targets, str):
+        return (task,) if len(_eligible(task, banks)) else ()
+    single = [(*sources, target) for target in targets]
+    able = [_eligible(one, banks) for one in single]
+    whole = _eligible(task, banks)
+    if len(whole) and all(len(groups) == len(whole) for groups in able):
+        return (task,)
+    return tuple(one for one, groups in zip(single, able, strict=True) if len(groups))
 
 
 def _eligible(task: Task, banks: Mapping[str, Bank]) -> Ints:
     """Return the groups that have an item of every modality of the task."""
-    if any(name not in banks for name in task):
+    names = names_of(task)
+    if any(name not in banks for name in names):
         return np.zeros(0, np.int64)
-    has = np.logical_and.reduce([banks[name].count > 0 for name in task])
+    has = np.logical_and.reduce([banks[name].count > 0 for name in names])
     return np.flatnonzero(has)
 
 

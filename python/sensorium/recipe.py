@@ -32,13 +32,11 @@ class Recipe:
         Height and width of an image token; :func:`default_patch` where not given.
     rows : int
         Packed rows in a step; a row holds a sample of each task.
-    tasks : tuple of tuple of str, optional
-        What every row practises; where not given, every pair with text, or every pair where there is no text.
-    other_tasks : tuple of tuple of tuple of str, optional
-        Rows that take the place of ``tasks`` in every ``other_every``-th step, in turn: unconditional samples
-        (for guidance) and the direct pairs.
-    other_every : int
-        See above; 0 for never.
+    tasks : tuple of Task, optional
+        What every row practises (:mod:`sensorium.models.unified.sequence` says how tasks are written). Where
+        not given: from each modality to all others, and images to text once more, the hardest to read.
+    unconditional_every : int
+        Every so many steps the rows hold images and sounds without a source, for guidance; 0 for never.
     learning_rate, warmup, betas, weight_decay, max_norm
         AdamW with a linear warm-up over the first ``warmup`` share of training and a linear decay to zero;
         gradients are clipped to ``max_norm``.
@@ -47,7 +45,8 @@ class Recipe:
     least_mask : float
         Smallest masked share of a diffusion target.
     jitter : int
-        Slightly moved, turned, stretched and warped copies made of each training image and sound; 0 for none.
+        Slightly moved, turned, stretched and warped copies made of each training image; 0 for none. Copies of
+        sounds made in the same way did not help.
     """
 
     width: int = 96
@@ -56,14 +55,13 @@ class Recipe:
     hidden: int = 384
     image: str = "diffusion"
     audio: str = "diffusion"
-    image_codes: int = 256
+    image_codes: int = 128
     audio_codes: int = 256
     patch: tuple[int, int] | None = None
-    rows: int = 16
+    rows: int = 12
     tasks: tuple[Task, ...] | None = None
-    other_tasks: tuple[tuple[Task, ...], ...] | None = None
-    other_every: int = 8
-    learning_rate: float = 3e-3
+    unconditional_every: int = 8
+    learning_rate: float = 4e-3
     warmup: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.02
@@ -75,7 +73,7 @@ class Recipe:
         default_factory=lambda: {
             "text": Decoding(temperature=0.0),
             "image": Decoding(temperature=0.8, guidance=2.0, candidates=2),
-            "audio": Decoding(temperature=0.8, guidance=2.0, candidates=2),
+            "audio": Decoding(0.7, guidance=1.5, steps=12, choice_temperature=0.5, candidates=2),
         }
     )
 
@@ -108,21 +106,17 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def tasks_of(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[Task, ...], tuple[tuple[Task, ...], ...]]:
-    """Return the tasks of the usual rows, and those of the rows that now and then take their place."""
-    pairs = [(a, b) for a in names for b in names if a != b]
-    with_text = tuple(p for p in pairs if "text" in p)
-    direct = tuple(p for p in pairs if "text" not in p)
-    main = recipe.tasks if recipe.tasks is not None else (with_text or direct)
-    if recipe.other_tasks is not None:
-        return main, recipe.other_tasks
-    alone = tuple((n,) for n in names if n != "text")
-    return main, tuple(tasks for tasks in (alone, direct if with_text else ()) if tasks)
+def tasks_of(recipe: Recipe, names: Sequence[str]) -> tuple[Task, ...]:
+    """Return the tasks of a usual row for these modalities."""
+    if recipe.tasks is not None:
+        return recipe.tasks
+    every: tuple[Task, ...] = tuple((a, tuple(b for b in names if b != a)) for a in names)
+    return (*every, ("image", "text")) if {"image", "text"} <= set(names) and len(names) > 2 else every
 
 
 def training_row(vocabulary: Vocabulary, recipe: Recipe) -> Row:
     """Return the form of the usual training row."""
-    return cached_row(vocabulary, tasks_of(recipe, list(vocabulary.by_name))[0])
+    return cached_row(vocabulary, tasks_of(recipe, list(vocabulary.by_name)))
 
 
 def learning_rate(recipe: Recipe, fraction: float) -> float:

@@ -1,10 +1,12 @@
 """Packed rows: which tokens stand where, what they see, and what is predicted from them.
 
-A **task** is a tuple of modality names, ``("image", "text")``: sources first, the target last. A **row**
-packs one sample of each task side by side; samples do not see each other. Within a sample every segment sees
-itself and the segments before it. Text (and any modality set to ``autoregressive``) is a causal segment that
-begins with a start token; a ``diffusion`` modality is a full segment, clean as a source and partly masked as
-a target. A modality that a task does not name is simply absent.
+A **task** is a tuple of modality names, ``("image", "text")``: sources first, the target last. Several
+targets of the same sources stand in a tuple of their own, ``("image", ("text", "audio"))``: each sees the
+sources, none sees another, and the sources are read once for all. A **row** packs one sample of each task
+side by side; samples do not see each other. Within a sample every segment sees itself and the segments
+before it. Text (and any modality set to ``autoregressive``) is a causal segment that begins with a start
+token; a ``diffusion`` modality is a full segment, clean as a source and partly masked as a target. A
+modality that a task does not name is simply absent.
 """
 
 from __future__ import annotations
@@ -20,9 +22,14 @@ from ...ops.layout import Layout, Segment
 
 __all__ = ["Batch", "Modality", "Row", "Slot", "Task", "Vocabulary", "fill_row", "mask_counts"]
 
-Task = tuple[str, ...]
+Task = tuple[str | tuple[str, ...], ...]
 Ints = NDArray[np.int64]
 KINDS = ("autoregressive", "diffusion")
+
+
+def names_of(task: Task) -> tuple[str, ...]:
+    """Return the modalities of a task in the order of their segments."""
+    return tuple(name for part in task for name in ((part,) if isinstance(part, str) else part))
 
 
 @dataclass(frozen=True)
@@ -116,13 +123,14 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Slot:
-    """One segment of a row: the columns ``start`` to ``stop``, and whether it is predicted."""
+    """One segment of a row: its columns, whether it is predicted, whether it is hidden from later ones."""
 
     task: int
     modality: str
     start: int
     stop: int
     target: bool
+    hidden: bool = False
 
     @property
     def columns(self) -> slice:
@@ -139,8 +147,8 @@ class Row:
     vocabulary : Vocabulary
         The modalities and their token numbers.
     tasks : tuple of tuple of str
-        One sample each. The last segment is the target; causal segments before it, but for the first, are
-        targets too (a word in between is learnt on the way).
+        One sample each. The last segment is the target, or all those in the last tuple are; causal segments
+        before it, but for the first, are targets too (a word in between is learnt on the way).
     """
 
     vocabulary: Vocabulary
@@ -151,17 +159,19 @@ class Row:
         slots: list[Slot] = []
         start = 0
         for t, task in enumerate(self.tasks):
-            if not task or len(set(task)) != len(task):
+            names = names_of(task)
+            if not names or len(set(names)) != len(names):
                 raise ArgumentError(f"tasks[{t}] must name one or more different modalities, not {task}")
-            for i, name in enumerate(task):
+            first_target = len(names) - (len(task[-1]) if isinstance(task[-1], tuple) else 1)
+            for i, name in enumerate(names):
                 if name not in self.vocabulary.by_name:
                     raise ArgumentError(
                         f"tasks[{t}] names {name!r}, expected one of {list(self.vocabulary.by_name)}"
                     )
                 modality = self.vocabulary.by_name[name]
                 stop = start + modality.segment_length
-                last = i == len(task) - 1
-                slots.append(Slot(t, name, start, stop, last or (modality.causal and i > 0)))
+                target = i >= first_target or (modality.causal and i > 0)
+                slots.append(Slot(t, name, start, stop, target, hidden=i >= first_target))
                 start = stop
         object.__setattr__(self, "slots", tuple(slots))
 
@@ -176,8 +186,14 @@ class Row:
         by_name = self.vocabulary.by_name
         return Layout.packed(
             [
-                [Segment("causal" if by_name[m].causal else "full", by_name[m].segment_length) for m in task]
-                for task in self.tasks
+                [
+                    Segment(
+                        "causal" if by_name[s.modality].causal else "full", s.stop - s.start, hidden=s.hidden
+                    )
+                    for s in self.slots
+                    if s.task == t
+                ]
+                for t in range(len(self.tasks))
             ]
         )
 
