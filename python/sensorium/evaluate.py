@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._blas import one_blas_thread
 from .data.corpus import Corpus
 from .judge import Judge, audio_features, distinct_share, nearest_neighbour_distance, wilson
 from .models.unified import Model
@@ -109,6 +110,7 @@ def answer(
     return Answers(items, outputs, np.asarray(expected), np.asarray(judged), out)
 
 
+@one_blas_thread()
 def evaluate(
     model: Model, judge: Judge, corpus: Corpus, *, seed: int = 0, repeats: int = 36
 ) -> tuple[dict[str, Any], dict[str, Answers]]:

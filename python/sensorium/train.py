@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checkpoint, optim
+from ._blas import one_blas_thread
 from ._memory import keep_pages
 from ._sampling import Sampler, fit_tokenizers, make_banks, plans_of, vocabulary_of
 from .autodiff import value_and_grad
@@ -144,6 +145,7 @@ def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@one_blas_thread()
 def fit(
     corpus: Corpus,
     recipe: Recipe | None = None,

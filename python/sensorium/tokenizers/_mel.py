@@ -70,12 +70,15 @@ def mel_to_linear(mel: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArra
     The least-squares solution, clipped, then multiplicative updates (Lee and Seung 2001).
     """
     tiny = np.float32(1e-9)
-    magnitude = np.maximum(mel @ np.linalg.pinv(bank).T.astype(np.float32), tiny)
-    target = mel @ bank
+    rows = mel.reshape(
+        -1, mel.shape[-1]
+    )  # one product of many rows, where BLAS would make one for each sound
+    magnitude = np.maximum(rows @ np.linalg.pinv(bank).T.astype(np.float32), tiny)
+    target = rows @ bank
     gram = bank.T @ bank
     for _ in range(_MULTIPLICATIVE_STEPS):
         magnitude *= target / np.maximum(magnitude @ gram, tiny)
-    return magnitude
+    return magnitude.reshape(*mel.shape[:-1], bank.shape[1])
 
 
 def griffin_lim(

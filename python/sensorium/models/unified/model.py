@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import checkpoint
+from ..._blas import one_blas_thread
 from ...errors import ArgumentError, CheckpointError, DTypeError, SensoriumError, ShapeError
 from ...tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
 from .decode import generate, log_likelihood
@@ -165,6 +166,7 @@ class Model:
         kept: Ints = drawn.reshape(n, candidates, -1)[np.arange(n), best]
         return kept
 
+    @one_blas_thread()
     def generate(
         self,
         source: Item | None,
