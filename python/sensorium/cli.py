@@ -1,0 +1,368 @@
+"""The commands: ``sensorium info``, ``quickstart``, ``train``, ``generate``, ``show``.
+
+Each only reads its options and calls the function of Python that does the work. What is heavy is imported
+within a command, so that ``sensorium --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import numpy as np
+import typer
+
+from . import _core
+from ._config import show_config
+from .errors import ArgumentError, SensoriumError
+
+if TYPE_CHECKING:
+    from .models.unified import Model
+
+__all__ = ["app", "main"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="sensorium",
+    help="Train and use models that turn words, pictures and sounds into each other, on this machine's CPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+AUDIO_SUFFIXES = (".wav", ".flac")
+SMALLEST_SIDE = 128  # pixels of a picture that is written to be looked at
+
+
+class Kind(StrEnum):
+    """A modality."""
+
+    text = "text"
+    image = "image"
+    audio = "audio"
+
+
+class Images(StrEnum):
+    """Which handwritten digits."""
+
+    sklearn = "sklearn"
+    mnist = "mnist"
+
+
+Seconds = Annotated[float | None, typer.Option(help="Train for so long on the clock.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Train for so many steps instead; the same seed then gives the same model.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the checkpoint in the folder, where there is one.")
+]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that training wrote.")]
+
+
+def _reported(command: Callable[P, R]) -> Callable[P, R]:
+    """Say in one red line what the user can mend, and leave tracebacks to what is a fault of ours."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (SensoriumError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            typer.secho(f"error: {_one_line(error)}", fg="red", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.secho("interrupted", fg="red", err=True)
+            raise typer.Exit(130) from error
+
+    return run
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sensorium {_core.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+@_reported
+def info() -> None:
+    """Show versions, instruction set and threads: what a bug report needs."""
+    show_config()
+
+
+@app.command()
+@_reported
+def quickstart(
+    seconds: Seconds = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write model, figures and report to.")] = Path(
+        "quickstart"
+    ),
+    images: Annotated[
+        Images,
+        typer.Option(help="8x8 digits of scikit-learn, or 28x28 digits of MNIST (needs sensorium[mnist])."),
+    ] = Images.sklearn,
+    resume: Resume = False,
+) -> None:
+    """Train on real digits and spoken words for half a minute, and write a report.
+
+    Ctrl-C ends training early and still writes everything.
+    """
+    from . import quickstart as recipe
+    from .progress import Progress
+
+    _one_goal(seconds, steps)
+    with Progress() as progress:
+        metrics = recipe.run(
+            seconds=30.0 if seconds is None and steps is None else seconds,
+            steps=steps,
+            seed=seed,
+            out=out,
+            images=images.value,
+            resume=resume,
+            progress=progress,
+        )
+    _tell(metrics, out)
+
+
+@app.command()
+@_reported
+def train(
+    data: Annotated[
+        Path, typer.Option(help="JSON lines, each with any of text, image, audio (paths), split.")
+    ],
+    seconds: Seconds = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write model, figures and report to.")] = Path("model"),
+    resume: Resume = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first row that cannot be read.")
+    ] = False,
+    image_size: Annotated[
+        tuple[int, int], typer.Option(metavar="H W", help="Height and width that pictures are resized to.")
+    ] = (28, 28),
+    colour: Annotated[bool, typer.Option("--colour", help="Keep the colours of pictures.")] = False,
+    sample_rate: Annotated[int, typer.Option(help="Samples a second that sounds are resampled to.")] = 8000,
+) -> None:
+    """Train on your own texts, pictures and sounds. A row may lack some.
+
+    Without --seconds or --steps it trains for five minutes. Ctrl-C ends training early and still writes
+    everything; --resume goes on.
+    """
+    from . import _own_data
+    from .progress import Progress
+
+    _one_goal(seconds, steps)
+    with Progress() as progress:
+        metrics = _own_data.run(
+            data,
+            seconds=300.0 if seconds is None and steps is None else seconds,
+            steps=steps,
+            seed=seed,
+            out=out,
+            resume=resume,
+            strict=strict,
+            image_size=image_size,
+            channels=3 if colour else 1,
+            sample_rate=sample_rate,
+            progress=progress,
+            warn=lambda words: typer.secho(words, fg="yellow", err=True),
+        )
+    _tell(metrics, out)
+
+
+@app.command()
+@_reported
+def generate(
+    model: ModelFile,
+    to: Annotated[Kind, typer.Option(help="What to make.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="A PNG, JPEG, WAV or FLAC file, or words. Without it: anything that comes to mind."
+        ),
+    ] = None,
+    source_kind: Annotated[
+        Kind | None, typer.Option("--from-kind", help="What --from is, where its name does not say.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write to; several samples are numbered.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many to make.")] = 1,
+    seed: Seed = 0,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling; 0 takes the likeliest.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strongly the source is followed; 1 is plain.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps that a picture or a sound is uncovered in.")
+    ] = None,
+    invert: Annotated[
+        bool,
+        typer.Option(
+            "--invert",
+            help="The picture is dark on light, as ink on paper is; the model learnt light on dark.",
+        ),
+    ] = False,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Enlarge pictures by this factor; by default until they can be seen."
+        ),
+    ] = None,
+) -> None:
+    """Turn words, a picture or a sound into another of them.
+
+    sensorium generate model.safetensors --from digit.png --to audio --out seven.wav
+    """
+    from .models.unified import Model
+
+    loaded = Model.load(model)
+    kind, value = (None, None) if source is None else _read_source(source, source_kind, loaded, invert=invert)
+    made = loaded.generate(
+        value,
+        source_kind=kind,
+        to=to.value,
+        samples=samples,
+        seed=seed,
+        temperature=temperature,
+        guidance=guidance,
+        steps=steps,
+    )
+    _write(made, to, out, loaded, scale)
+
+
+@app.command()
+@_reported
+def show(model: ModelFile) -> None:
+    """Describe a model: its sizes, what it reads and writes."""
+    from .models.unified import Model
+
+    loaded = Model.load(model)
+    typer.echo(f"{model}, {model.stat().st_size:,} bytes")
+    typer.echo(loaded.describe())
+
+
+def _one_goal(seconds: float | None, steps: int | None) -> None:
+    if seconds is not None and steps is not None:
+        raise ArgumentError("give --seconds or --steps, not both")
+
+
+def _tell(metrics: dict[str, Any], out: Path) -> None:
+    """Print the accuracies, and where everything is."""
+    for key, share in metrics.items():
+        name = key.removeprefix("accuracy.")
+        if key.startswith("accuracy.") and not key.endswith(("_low", "_high")):
+            low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+            interval = "" if low is None or high is None else f"  ({100 * low:.1f} to {100 * high:.1f})"
+            typer.echo(f"{name.replace('_to_', ' → '):<16}{100 * share:6.1f} %{interval}")
+    if metrics.get("interrupted"):
+        typer.echo("training was ended early; --resume goes on")
+    typer.echo(f"model   {out / 'model.safetensors'}")
+    typer.echo(f"report  {out / 'report.html'}")
+
+
+def _read_source(source: str, kind: Kind | None, model: Model, *, invert: bool) -> tuple[str, Any]:
+    """Return what ``source`` is, and its value as the model reads it."""
+    from .data.manifest import read_audio, read_image
+
+    suffix = Path(source).suffix.lower()
+    if kind is None:
+        if suffix in IMAGE_SUFFIXES:
+            kind = Kind.image
+        elif suffix in AUDIO_SUFFIXES:
+            kind = Kind.audio
+        elif suffix and Path(source).is_file():
+            raise ArgumentError(
+                f"--from {source}: neither a PNG, JPEG, WAV or FLAC file; say what it is with --from-kind"
+            )
+        else:
+            kind = Kind.text
+    if kind is Kind.image:
+        height, width, *rest = model.image_shape
+        picture = read_image(source, image_size=(height, width), channels=3 if rest else 1)
+        return kind.value, 1 - picture if invert else picture
+    if kind is Kind.audio:
+        return kind.value, read_audio(source, sample_rate=model.sample_rate)
+    return kind.value, source
+
+
+def _write(made: list[Any], kind: Kind, out: Path | None, model: Model, scale: int | None) -> None:
+    """Print words; write pictures and sounds to files, and print where they are."""
+    from .checkpoint import write_atomically
+
+    if kind is Kind.text:
+        if out is None:
+            typer.echo("\n".join(made))
+        else:
+            write_atomically(out, ("\n".join(made) + "\n").encode())
+        return
+    target = out or Path("image.png" if kind is Kind.image else "audio.wav")
+    suffixes = IMAGE_SUFFIXES if kind is Kind.image else AUDIO_SUFFIXES
+    if target.suffix.lower() not in suffixes:
+        raise ArgumentError(f"--out {target}: expected a name that ends in {' or '.join(suffixes)}")
+    for number, item in enumerate(made, 1):
+        path = target if len(made) == 1 else target.with_stem(f"{target.stem}-{number}")
+        data = (
+            _picture_file(item, path.suffix.lower(), scale)
+            if kind is Kind.image
+            else _sound_file(item, model.sample_rate, path.suffix.lower())
+        )
+        write_atomically(path, data)
+        typer.echo(str(path))
+        if kind is Kind.image and sys.stdout.isatty():
+            from rich.console import Console
+
+            from .progress import blocks
+
+            Console().print(blocks(item))
+
+
+def _picture_file(image: Any, suffix: str, scale: int | None) -> bytes:
+    from PIL import Image
+
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    factor = scale or -(-SMALLEST_SIDE // min(pixels.shape[:2]))
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG" if suffix == ".png" else "JPEG", quality=95)
+    return file.getvalue()
+
+
+def _sound_file(samples: Any, rate: int, suffix: str) -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(samples, -1, 1), rate, format=suffix[1:].upper(), subtype="PCM_16")
+    return file.getvalue()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
