@@ -13,7 +13,7 @@ use crate::forward::{Scale, add_visible, check, finite, hide};
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
 use crate::scratch::Scratch;
-use crate::tile::{MAX_NR, Product, Start};
+use crate::tile::{Product, Start};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
 use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::exp2_nonpositive;
@@ -258,7 +258,7 @@ struct Task<'a, T> {
     dv: RowsMut<T>,
 }
 
-/// Scratch of a task; `lanes` is the number of lanes of the group in hand, and `depth` is `D` in whole vectors.
+/// Scratch of a task; `lanes` is the number of queries of the block in hand, and `depth` is `D` in whole vectors.
 struct Buffers<T> {
     /// `(D, lanes)`: queries with the sign of the scale.
     qt: *mut T,
@@ -276,7 +276,7 @@ struct Buffers<T> {
     rows_g: *mut T,
 }
 
-/// What stays the same over the chunks of a group of queries, a lane each.
+/// What stays the same over the chunks of a block of queries, a lane each.
 struct Group<T> {
     /// `-lse` as an exponent of two; `-inf` where nothing was seen.
     shift: [T; BLOCK],
@@ -290,9 +290,8 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
-        let most = MAX_NR * S::LANES;
         let depth = self.width.next_multiple_of(S::LANES);
-        let (columns, scores, rows) = (self.width * most, CHUNK * most, most * depth);
+        let (columns, scores, rows) = (self.width * BLOCK, CHUNK * BLOCK, BLOCK * depth);
         let mut scratch = Scratch::new::<T>(&[columns, columns, columns, scores, scores, rows, rows]);
         let buffers = Buffers {
             qt: scratch.take(columns),
@@ -304,34 +303,23 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
             rows_g: scratch.take(rows),
         };
         for block in &self.plan.blocks()[self.blocks.clone()] {
-            let queries = block.queries.len();
-            for first in (0..queries).step_by(most) {
-                let lanes = most.min(queries - first);
-                // SAFETY: the buffers have room for `most` lanes; the rows exist, since the views were checked
-                // against the plan.
-                unsafe { self.group(s, &buffers, block, first, lanes) };
-            }
+            // SAFETY: the buffers have room for a block; the rows exist, since the views were checked against the
+            // plan.
+            unsafe { self.block(s, &buffers, block) };
         }
     }
 }
 
 impl<T: Float> Task<'_, T> {
-    /// Queries `first..first + lanes` of `block`.
+    /// The queries of a block.
     ///
     /// # Safety
-    /// The buffers have room for as many lanes, in whole vectors, and the rows of the plan exist.
+    /// The buffers have room for a block, and the rows of the plan exist.
     #[inline(always)]
-    unsafe fn group<S: Simd<T>>(
-        &self,
-        s: S,
-        buffers: &Buffers<T>,
-        block: &Block,
-        first: usize,
-        lanes: usize,
-    ) {
+    unsafe fn block<S: Simd<T>>(&self, s: S, buffers: &Buffers<T>, block: &Block) {
+        let (query, lanes) = (block.queries.start as usize, block.queries.len());
         let width = lanes.next_multiple_of(S::LANES);
         let depth = self.width.next_multiple_of(S::LANES);
-        let query = block.queries.start as usize + first;
         // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
         let group = unsafe {
             let (q, g) = (self.q.row(query), self.grad_out.row(query));
@@ -347,7 +335,7 @@ impl<T: Float> Task<'_, T> {
         };
         let mut chunk = Chunk::new();
         for visit in self.plan.visits(block) {
-            let mut chunks = Chunks::new(visit, self.plan.mask(visit), first, lanes, width);
+            let mut chunks = Chunks::new(visit, self.plan.mask(visit), lanes);
             while chunks.next(&mut chunk) {
                 // SAFETY: as this function's; the keys of a visit exist.
                 unsafe {
@@ -374,7 +362,7 @@ impl<T: Float> Task<'_, T> {
         }
     }
 
-    /// `lse` and `delta` of a group.
+    /// `lse` and `delta` of a block.
     #[inline(always)]
     unsafe fn start<S: Simd<T>>(&self, s: S, query: usize, lanes: usize) -> Group<T> {
         // Padding sees nothing: its exponents are -inf.
@@ -477,7 +465,7 @@ impl<T: Float> Task<'_, T> {
         }
     }
 
-    /// `to[j] += sum_i weights[j, i] rows[i]` over the chunk's keys `j` and the group's queries `i`.
+    /// `to[j] += sum_i weights[j, i] rows[i]` over the chunk's keys `j` and the block's queries `i`.
     #[inline(always)]
     unsafe fn keys(
         &self,

@@ -11,7 +11,7 @@
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
 use crate::scratch::Scratch;
-use crate::tile::{MAX_NR, Product, Start};
+use crate::tile::{Product, Start};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
 use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::{exp2_nonpositive, log};
@@ -136,7 +136,7 @@ struct Task<'a, T> {
     lse: &'a mut [T],
 }
 
-/// Scratch of a task; `lanes` is the number of lanes of the group in hand, whole vectors.
+/// Scratch of a task; `lanes` is the number of queries of the block in hand, in whole vectors.
 struct Buffers<T> {
     /// `(D, lanes)`: queries.
     qt: *mut T,
@@ -146,7 +146,7 @@ struct Buffers<T> {
     p: *mut T,
 }
 
-/// Running softmax of a group of queries, a lane each.
+/// Running softmax of a block of queries, a lane each.
 struct Running<T> {
     /// Largest score so far.
     max: [T; BLOCK],
@@ -162,40 +162,28 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(mut self, s: S) {
-        let most = MAX_NR * S::LANES;
-        let sizes = [self.width * most, self.width * most, CHUNK * most];
+        let sizes = [self.width * BLOCK, self.width * BLOCK, CHUNK * BLOCK];
         let mut scratch = Scratch::new::<T>(&sizes);
         let buffers =
             Buffers { qt: scratch.take(sizes[0]), ot: scratch.take(sizes[1]), p: scratch.take(sizes[2]) };
         let plan = self.plan;
         for block in &plan.blocks()[self.blocks.clone()] {
-            let queries = block.queries.len();
-            for first in (0..queries).step_by(most) {
-                let lanes = most.min(queries - first);
-                // SAFETY: the buffers have room for `most` lanes; the rows exist, since the views were checked
-                // against the plan.
-                unsafe { self.group(s, &buffers, block, first, lanes) };
-            }
+            // SAFETY: the buffers have room for a block; the rows exist, since the views were checked against the
+            // plan.
+            unsafe { self.block(s, &buffers, block) };
         }
     }
 }
 
 impl<T: Float> Task<'_, T> {
-    /// Queries `first..first + lanes` of `block`.
+    /// The queries of a block.
     ///
     /// # Safety
-    /// The buffers have room for as many lanes, in whole vectors, and the rows of the plan exist.
+    /// The buffers have room for a block, and the rows of the plan exist.
     #[inline(always)]
-    unsafe fn group<S: Simd<T>>(
-        &mut self,
-        s: S,
-        buffers: &Buffers<T>,
-        block: &Block,
-        first: usize,
-        lanes: usize,
-    ) {
+    unsafe fn block<S: Simd<T>>(&mut self, s: S, buffers: &Buffers<T>, block: &Block) {
+        let (query, lanes) = (block.queries.start as usize, block.queries.len());
         let width = lanes.next_multiple_of(S::LANES);
-        let query = block.queries.start as usize + first;
         let mut running = Running {
             max: [T::NEG_INFINITY; BLOCK],
             shift: [T::NEG_INFINITY; BLOCK],
@@ -210,7 +198,7 @@ impl<T: Float> Task<'_, T> {
         }
         let mut chunk = Chunk::new();
         for visit in self.plan.visits(block) {
-            let mut chunks = Chunks::new(visit, self.plan.mask(visit), first, lanes, width);
+            let mut chunks = Chunks::new(visit, self.plan.mask(visit), lanes);
             while chunks.next(&mut chunk) {
                 // SAFETY: as this function's; the keys of a visit exist.
                 unsafe {

@@ -12,13 +12,14 @@
 //! | chunks of keys handed to a closure: it is compiled without the target's features, and all it calls | 1 / 1 |
 //! | the same in a loop; eight rows by three vectors; a copy of the loop for each product and width | 90 / 72 |
 //! | one copy, called through dispatch, strides known only at run time, exponentials in a loop of their own | 94 / 100 |
+//! | squares turned in registers, scratch kept between tasks, a block's 48 queries in one product | 110 / 116 |
 //!
-//! The last step is for the compiler: 132 copies of the tile for each float and level took two minutes to build.
+//! The copies: 132 for each float and level took two minutes to build. Rows of short samples (N 152 in four samples
+//! of 38, D 32): 33 / 28, 30 / 27 with one copy, then 42 / 45. At AVX2, four rows by three vectors spilt an
+//! accumulator in every step, 53 / 55; four by two, 105 / 110. The baseline, without fused multiply-add: 35 / 35.
+//! Packing keys and values, or lanes along keys, was not tried: nothing is left between this and SGEMM.
 
 use sensorium_core::{Float, Kernel, Simd};
-
-/// Most vectors of a tile along its columns: with eight rows, 24 accumulators of 32 registers.
-pub(crate) const MAX_NR: usize = 3;
 
 /// What a product is added to.
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +71,10 @@ impl<T: Float> Kernel<T> for Product<T> {
         unsafe {
             loop {
                 let left = self.columns - j;
-                // Four vectors are two and two: one vector alone reuses little of what it loads.
-                if left >= 3 * S::LANES && left != 4 * S::LANES {
+                // Of 32 registers, 24 accumulate: eight rows by three vectors. Of 16, eight do, four by two: with
+                // twelve, the compiler spills one in every step. Four vectors are two and two: one vector alone
+                // reuses little of what it loads.
+                if const { S::REGISTERS >= 32 } && left >= 3 * S::LANES && left != 4 * S::LANES {
                     self.columns::<S, 3>(s, j, 3 * S::LANES);
                     j += 3 * S::LANES;
                 } else if left >= 2 * S::LANES {

@@ -1,4 +1,4 @@
-//! The part of a visit that one group of lanes sees, in chunks of keys.
+//! A visit in chunks of keys.
 
 use crate::plan::{BLOCK, Mask, Visit};
 use sensorium_core::Float;
@@ -7,7 +7,7 @@ use std::ops::Range;
 /// Keys of a chunk: its scores (12 kB at 48 `f32` lanes) stay in the first-level cache between the two products.
 pub(crate) const CHUNK: usize = 64;
 
-/// Consecutive keys, and for each lane of a group what it sees of them.
+/// Consecutive keys, and for each lane of a block what it sees of them.
 pub(crate) struct Chunk<T> {
     pub(crate) start: usize,
     pub(crate) keys: usize,
@@ -18,14 +18,11 @@ pub(crate) struct Chunk<T> {
     pub(crate) hi: [T; BLOCK],
 }
 
-/// The chunks of a visit that some lane in `first..first + lanes` of its block sees.
+/// The chunks of a visit.
 ///
 /// No iterator and no closure: those would be compiled for the baseline, and the kernel in them with it.
 pub(crate) struct Chunks<'a> {
     mask: Option<&'a Mask>,
-    first: usize,
-    /// Lanes with the padding, which sees nothing.
-    width: usize,
     at: u32,
     end: u32,
     /// What every lane sees.
@@ -34,26 +31,15 @@ pub(crate) struct Chunks<'a> {
 
 impl<'a> Chunks<'a> {
     #[inline(always)]
-    pub(crate) fn new(
-        visit: &Visit,
-        mask: Option<&'a Mask>,
-        first: usize,
-        lanes: usize,
-        width: usize,
-    ) -> Self {
-        let (mut at, mut end, mut whole) = (visit.keys.start, visit.keys.end, visit.keys.clone());
+    pub(crate) fn new(visit: &Visit, mask: Option<&'a Mask>, lanes: usize) -> Self {
+        let (at, end) = (visit.keys.start, visit.keys.end);
+        let mut whole = at..end;
         if let Some(mask) = mask {
-            (at, end) = (u32::MAX, 0);
-            for i in first..first + lanes {
-                let (lo, hi) = (mask.lo[i], mask.hi[i]);
-                if lo < hi {
-                    at = at.min(lo);
-                    end = end.max(hi);
-                }
-                whole = whole.start.max(lo)..whole.end.min(hi);
+            for i in 0..lanes {
+                whole = whole.start.max(mask.lo[i])..whole.end.min(mask.hi[i]);
             }
         }
-        Self { mask, first, width, at, end, whole }
+        Self { mask, at, end, whole }
     }
 
     /// Writes the next chunk; false where there is none.
@@ -69,9 +55,10 @@ impl<'a> Chunks<'a> {
         if let Some(mask) = self.mask
             && chunk.masked
         {
-            for i in 0..self.width.min(BLOCK - self.first) {
-                chunk.lo[i] = relative(mask.lo[self.first + i], at);
-                chunk.hi[i] = relative(mask.hi[self.first + i], at);
+            // Lanes without a query see nothing: both ends are 0 in the mask.
+            for i in 0..BLOCK {
+                chunk.lo[i] = relative(mask.lo[i], at);
+                chunk.hi[i] = relative(mask.hi[i], at);
             }
         }
         self.at = next;
