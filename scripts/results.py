@@ -80,7 +80,8 @@ def table() -> str:
     first = runs[0]
     size, where = f"{first['parameters']:,} parameters", f"{first['threads']} threads, {first['isa']}"
     lines.append(
-        f"\nSeeds {seeds}; {about['seconds']:g} s of training each, {min(steps)} to {max(steps)} steps, {size}. "
+        f"\nSeeds {seeds}; {about['seconds']:g} s of training each, "
+        f"{min(steps)} to {max(steps)} steps, {size}. "
         f"{about['processor']}, {where}; version {first['version']}, {about['date']}."
     )
     return "\n".join(lines)
