@@ -21,13 +21,13 @@ def softplus(x):
 
 # Function, reference, units in the last place, exponents of the arguments: negative ones alone where -1.
 FUNCTIONS = {
-    "exp": (np.exp, 1.0, 0),
-    "exp_nonpositive": (np.exp, 1.0, -1),
-    "exp2_nonpositive": (np.exp2, 1.25, -1),
+    "exp": (np.exp, 1.1, 0),
+    "exp_nonpositive": (np.exp, 1.1, -1),
+    "exp2_nonpositive": (np.exp2, 1.3, -1),
     "log": (np.log, 1.0, 1),
     "log1p": (np.log1p, 1.0, 1),
     "sigmoid": (sigmoid, 2.5, 0),
-    "softplus": (softplus, 2.0, 0),
+    "softplus": (softplus, 2.25, 0),
     "tanh": (np.tanh, 2.75, 0),
 }
 

@@ -11,6 +11,9 @@ use std::ops::Range;
 /// second-level cache over all of `k`.
 const GROUP: usize = 12;
 
+/// Steps of `k` for which all panels of `A` are packed before the next steps are.
+const PACKED_STEPS: usize = 16;
+
 /// A block of the output, and what it is computed from.
 pub(super) struct Block<'a, T> {
     pub(super) dims: Dims,
@@ -81,10 +84,15 @@ impl<T: Float> Block<'_, T> {
         let width = VECTORS * S::LANES;
         let packed_a = (self.plan.pack_a && depth > 0).then(|| {
             let packed = scratch_a.get::<T>(self.rows.len().div_ceil(R) * R * depth);
-            for (i, out) in self.rows.clone().step_by(R).zip(packed.chunks_exact_mut(R * depth)) {
-                let (src, strides) = (a.at(i, steps.start), (a.row_stride, a.col_stride));
-                // SAFETY: `a` holds these rows and steps.
-                unsafe { pack::panel(s, R, R.min(self.rows.end - i), depth, src, strides, out) }
+            // All panels over a few steps, then the next: rows of a transposed matrix are read along.
+            for start in (0..depth).step_by(PACKED_STEPS) {
+                let chunk = start..(start + PACKED_STEPS).min(depth);
+                for (i, panel) in self.rows.clone().step_by(R).zip(packed.chunks_exact_mut(R * depth)) {
+                    let out = &mut panel[R * chunk.start..R * chunk.end];
+                    let (src, strides) = (a.at(i, steps.start + start), (a.row_stride, a.col_stride));
+                    // SAFETY: `a` holds these rows and steps.
+                    unsafe { pack::panel(s, R, R.min(self.rows.end - i), chunk.len(), src, strides, out) }
+                }
             }
             &*packed
         });

@@ -46,7 +46,7 @@ const PACK_B_ELEMENTS: usize = 1 << 16;
 /// A `B` of more elements than this is packed by the tasks, so that memory stays bounded.
 const SHARE_B_ELEMENTS: usize = 1 << 23;
 /// Panels from which it pays to pack an `A` whose columns are contiguous.
-const PACK_A_PANELS: usize = 8;
+const PACK_A_PANELS: usize = 16;
 
 impl Plan {
     pub(super) fn new<T>(dims: Dims, a: &MatRef<'_, T>, b: &MatRef<'_, T>, width: usize) -> Self {
