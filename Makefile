@@ -62,7 +62,7 @@ $(VENV)/.build: scripts/venv.sh scripts/bootstrap_pip.py
 # An editable install: Python sources are read where they are, so only Rust sources ask for another build.
 $(VENV)/.package: $(VENV)/.build pyproject.toml $(RUST_SOURCES)
 	@echo 'Building the kernels: about a minute the first time'
-	$(PIP) install --no-build-isolation --editable .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) install --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.build pyproject.toml
