@@ -128,6 +128,7 @@ def chart(curves: Sequence[Curve], *, x_label: str, y_label: str) -> str:
     y_ticks = _ticks(min(0.0, *(min(c.y) for c in drawn)), max(max(c.y) for c in drawn))
     x0, x1 = min(min(c.x) for c in drawn), max(max(c.x) for c in drawn)
     x0 = 0.0 if 0 < x0 < 0.2 * x1 else x0
+    x1 = next((x for x in _ticks(x0, x1) if x1 < x < x1 + 0.05 * (x1 - x0)), x1)
     y0, y1 = y_ticks[0], y_ticks[-1]
 
     def px(x: float) -> float:
