@@ -228,6 +228,9 @@ def test_nan_and_infinity_reach_the_rows_that_see_them(isa, bad, which):
             assert np.all(np.isfinite(out[:, :, sees]))
             assert np.all(lse[:, :, alone] == -np.inf)
             assert np.all(out[:, :, alone] == 0)
+            grads = attention_backward(np.ones_like(out), **spoilt, out=out, lse=lse, layout=layout)
+            assert np.isfinite(grads[2]).all()
+            assert np.all(grads[2][:, :, token] == 0)
         else:
             assert not np.isfinite(out[:, :, sees, 3]).any()
 

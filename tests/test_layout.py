@@ -60,9 +60,10 @@ def test_window_of_nothing_but_the_own_segment():
     np.testing.assert_array_equal(layout.dense(), np.eye(3, dtype=bool))
 
 
-def test_hidden_wins_over_anchor():
-    layout = Layout([Segment("full", 1, hidden=True, anchor=True), Segment("full", 1)])
-    np.testing.assert_array_equal(layout.dense(), mask("10", "01"))
+@pytest.mark.parametrize("window", [None, 0, 1])
+def test_hidden_wins_over_anchor(window):
+    segments = [Segment("full", 1, hidden=True, anchor=True)] + [Segment("full", 1, hidden=True)] * 2
+    np.testing.assert_array_equal(Layout(segments, window=window).dense(), np.eye(3, dtype=bool))
 
 
 @pytest.mark.parametrize(
