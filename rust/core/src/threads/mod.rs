@@ -6,6 +6,7 @@
 //! task, or while another thread's call has the helpers, runs on the thread that made it.
 
 mod pool;
+mod processor;
 
 use crate::{Error, Result};
 use std::cell::Cell;

@@ -14,7 +14,7 @@
 //! | this pool, helpers that yield while they look | 0.2 / 0.2 | 65 / 65 | 65 / 65 | 330 / 650 |
 //! | this pool | 0.3 / 6.5 | 35 / 68 | 57 / 68 | 326 / 665, a tenth above 714 |
 
-use super::MAX_THREADS;
+use super::{MAX_THREADS, processor};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -55,7 +55,7 @@ pub(super) struct Pool {
     job: UnsafeCell<Option<&'static (dyn Fn() + Sync)>>,
     helpers: [AtomicPtr<Helper>; MAX_THREADS],
     count: AtomicUsize,
-    /// Where the caller runs: a helper on the same processor must not keep it busy.
+    /// Where the caller runs: a helper on the same processor would only take turns with it.
     caller: AtomicI32,
     finished: (Mutex<Option<Box<dyn Any + Send>>>, Condvar),
 }
@@ -109,7 +109,7 @@ pub(super) fn run(helpers: usize, job: &(dyn Fn() + Sync)) {
     let forever = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(job) };
     // SAFETY: `busy` is ours and no helper is active.
     unsafe { *pool.job.get() = Some(forever) };
-    pool.caller.store(processor(), Ordering::Relaxed);
+    pool.caller.store(processor::current(), Ordering::Relaxed);
     let number = (pool.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
     pool.state.store((number << 32) | OPEN | (helpers as u64 * SLOT), Ordering::SeqCst);
     pool.wake_two();
@@ -171,17 +171,18 @@ impl Pool {
         // SAFETY: not null, so a leaked box.
         let me = unsafe { &*self.helpers[index].load(Ordering::Acquire) };
         let mut done = 0;
+        let seat = processor::Seat::new();
         loop {
             let joinable = |state: u64| state & OPEN != 0 && state & SLOTS != 0 && state >> 32 != done;
             let look = || joinable(self.state.load(Ordering::SeqCst));
-            let here = processor();
-            let in_the_way = here >= 0 && here == self.caller.load(Ordering::Relaxed);
-            if in_the_way || !spin_until(look) {
+            seat.leave(self.caller.load(Ordering::Relaxed));
+            if !spin_until(look) {
                 me.sleeping.store(true, Ordering::SeqCst);
                 while !look() && me.sleeping.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
                 me.sleeping.store(false, Ordering::SeqCst);
+                seat.leave(self.caller.load(Ordering::Relaxed));
             }
             let state = self.state.load(Ordering::Relaxed);
             let joined = state.wrapping_sub(SLOT) + 1;
@@ -232,13 +233,4 @@ fn spin_until(done: impl Fn() -> bool) -> bool {
         }
         last = now;
     }
-}
-
-/// The processor that this thread runs on; negative where the system does not tell.
-fn processor() -> i32 {
-    #[cfg(target_os = "linux")]
-    // SAFETY: no arguments, no effects.
-    return unsafe { libc::sched_getcpu() };
-    #[cfg(not(target_os = "linux"))]
-    return -1;
 }
