@@ -1,6 +1,7 @@
 """The main job, in small: what is measured, what is written, and that the judge decides."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -47,8 +48,13 @@ def model(corpus):
     return fit(corpus, RECIPE, steps=3).model
 
 
-def test_what_quickstart_writes(corpus, tmp_path, monkeypatch):
+def in_small(monkeypatch, corpus):
     monkeypatch.setattr(quickstart, "digits", lambda images, seed: corpus)
+    monkeypatch.setattr(quickstart, "evaluate", partial(evaluate, repeats=2))
+
+
+def test_what_quickstart_writes(corpus, tmp_path, monkeypatch):
+    in_small(monkeypatch, corpus)
     monkeypatch.setattr("sensorium.train.PREVIEW_EVERY", 0.0)
     records = []
     metrics = quickstart.run(steps=4, seed=1, out=tmp_path / "out", recipe=RECIPE, progress=records.append)
@@ -73,7 +79,7 @@ def test_what_quickstart_writes(corpus, tmp_path, monkeypatch):
 
 
 def test_resuming_quickstart_ends_with_the_same_figures(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(quickstart, "digits", lambda images, seed: corpus)
+    in_small(monkeypatch, corpus)
     first = quickstart.run(steps=4, out=tmp_path, recipe=RECIPE)
     again = quickstart.run(steps=4, out=tmp_path, recipe=RECIPE, resume=True)
     clock = {"train_seconds", "evaluation_seconds"}
