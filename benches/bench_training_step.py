@@ -6,6 +6,9 @@ parameters, in float64.
 
     python benches/bench_training_step.py [--size small|base] [--rounds 15] [--threads 2] [--json FILE]
 
+`keep_pages` holds for the whole process, so every row profits from it. NumPy's BLAS takes its threads from
+OPENBLAS_NUM_THREADS.
+
 `sensorium` is this package; `autograd, tuned` is NumPy under HIPS autograd in the form that is fastest there
 (2-D products, products instead of powers, no `mean`); `autograd, plain` is what one writes first; `torch` is
 eager mode with `scaled_dot_product_attention`, `layer_norm`, `gelu`, `cross_entropy` and `torch.optim.AdamW`.
@@ -390,12 +393,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=sensorium.get_num_threads())
     parser.add_argument("--only", help="rows whose names begin with one of these, separated by commas")
+    parser.add_argument("--fresh-pages", action="store_true", help="leave the allocator as it is")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     kinds = rows()
     if args.only:
         kinds = [kind for kind in kinds if kind.name.startswith(tuple(args.only.split(",")))]
     sensorium.set_num_threads(args.threads)
+    if not args.fresh_pages:
+        sensorium.keep_pages()
     if any(kind is Torch for kind in kinds):
         import torch
 
