@@ -40,6 +40,7 @@ def draw_layout(
     labels: Sequence[str] | None,
 ) -> None:
     """Write the picture to ``path``; see :meth:`sensorium.ops.Layout.draw`."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
@@ -72,4 +73,6 @@ def draw_layout(
         axes.tick_params(length=0)
     if legend:
         figure.legend(handles=legend, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
-    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    # Without the salt and the date left out, two pictures of one layout would differ.
+    with rc_context({"svg.hashsalt": "layout"}):
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
