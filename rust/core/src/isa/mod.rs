@@ -1,6 +1,6 @@
 //! Instruction sets, chosen at run time: one wheel runs everywhere and uses what the processor has.
 //!
-//! A kernel is a struct with a generic [`Kernel::run`]; [`Float::dispatch`](crate::Float::dispatch) runs it
+//! A kernel is a struct with a generic [`Kernel::run`]; [`Float::dispatch`] runs it
 //! compiled under `#[target_feature]` for the level in force. Everything between the dispatch and the
 //! intrinsics is `#[inline(always)]`, so that it is compiled with those features too: a plain function or a
 //! loop left to the compiler inside `run` is vectorised for the level as well.

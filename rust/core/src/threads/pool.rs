@@ -5,14 +5,15 @@
 //! that did not wake in time, as happens where another process holds the other cores. A helper without work
 //! looks for it for [`SPIN`], in which the next call of a training step often comes, and then sleeps.
 //!
-//! Eight tasks on two threads, microseconds, on a machine whose cores other work shared (10 % quantile / median):
+//! Eight tasks on two threads, microseconds, on a machine whose cores other work shared (median; 90 %):
 //!
 //! | | empty | 65 us of work | 65 us after 50 us of rest | 650 us |
 //! |---|---|---|---|---|
-//! | one thread | 0.0 / 0.0 | 65 / 65 | 65 / 65 | 650 / 659 |
-//! | rayon's `in_place_scope` | 14.7 / 15.9 | 75 / 81 | 71 / 77 | 655 / 682, a tenth above 3,800 |
-//! | this pool, helpers that yield while they look | 0.2 / 0.2 | 65 / 65 | 65 / 65 | 330 / 650 |
-//! | this pool | 0.3 / 6.5 | 35 / 68 | 57 / 68 | 326 / 665, a tenth above 714 |
+//! | one thread | 0.0 | 65 | 65 | 650; 677 |
+//! | rayon's `in_place_scope` | 11 | 76 | 76 | 662; 684 |
+//! | this pool, helpers that yield while they look | 0.2 | 65 | 65 | 650; 677 |
+//! | this pool, helpers that stay where they are woken | 6.5 | 68 | 68 | 665; 714 |
+//! | this pool, helpers that leave the caller's processor | 0.2; 0.5 | 34; 65 | 51; 65 | 350; 662 |
 
 use super::{MAX_THREADS, processor};
 use std::any::Any;
