@@ -51,11 +51,13 @@ impl Seat {
     }
 }
 
+/// Where the system does not say which processor a thread runs on, it places threads by itself.
 #[cfg(not(target_os = "linux"))]
 impl Seat {
     pub(super) const fn new() -> Self {
         Self {}
     }
+    #[allow(clippy::unused_self)]
     pub(super) const fn leave(&self, _caller: i32) {}
 }
 
