@@ -135,12 +135,12 @@ def quickstart(
 
     Ctrl-C ends training early and still writes everything.
     """
-    from . import quickstart as recipe
+    from .quickstart import run
     from .progress import Progress
 
     _one_goal(seconds, steps)
     with Progress() as progress:
-        metrics = recipe.run(
+        metrics = run(
             seconds=30.0 if seconds is None and steps is None else seconds,
             steps=steps,
             seed=seed,
