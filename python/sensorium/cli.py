@@ -135,8 +135,8 @@ def quickstart(
 
     Ctrl-C ends training early and still writes everything.
     """
-    from .quickstart import run
     from .progress import Progress
+    from .quickstart import run
 
     _one_goal(seconds, steps)
     with Progress() as progress:
