@@ -14,9 +14,8 @@ def one_blas_thread() -> Iterator[None]:
 
     The products that take long go to our own kernels, which have their own threads. What is left to BLAS are
     products of a few thousand multiply-adds, for which its second thread waits in a loop that takes a
-    processor from everybody else: on two processors, writing 64 sounds took 2.6 seconds with it and 0.3
-    without, and the first step of training, codebooks included, 3.8 and 2.1. It also makes results
-    independent of the number of BLAS threads.
+    processor from everybody else: on two busy processors, in single runs, writing 64 sounds took 2.6 seconds
+    with it and 0.3 without. It also makes results independent of the number of BLAS threads.
 
     Examples
     --------
