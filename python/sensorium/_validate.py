@@ -169,8 +169,3 @@ def check_positive(name: str, value: float) -> float:
     if number <= 0:
         raise ArgumentError(f"{name} must be above 0, not {number:g}")
     return number
-
-
-def shape_of(size: int | Sequence[int]) -> tuple[int, ...]:
-    """Return ``size`` as a tuple: an integer stands for a shape of one dimension."""
-    return (size,) if isinstance(size, int) else tuple(size)

@@ -299,17 +299,16 @@ class _Loop:
         codes = sampler.draw(recipe.rows, state.rng)
         batch = fill_row(sampler.row, codes, state.rng, least_mask=recipe.least_mask)
         (total, by_modality), grads = self.gradient(state.params, self.config, batch, recipe.loss_weights)
-        norm = optim.clip_grad_norm(grads, recipe.max_norm)
-        if math.isfinite(norm):  # A step that overflowed is left out rather than spoiling the model.
-            optim.adamw_step(
-                state.params,
-                grads,
-                state.optimizer,
-                lr=rate,
-                betas=recipe.betas,
-                weight_decay=recipe.weight_decay,
-                decay=_decays,
-            )
+        optim.adamw_step(  # Leaves out a step whose gradient overflowed rather than spoiling the model.
+            state.params,
+            grads,
+            state.optimizer,
+            lr=rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            decay=_decays,
+            max_norm=recipe.max_norm,
+        )
         state.step += 1
         self.losses |= {"loss": float(total)} | {f"loss_{name}": float(x) for name, x in by_modality.items()}
         self.examples += recipe.rows * len(sampler.row.tasks)
