@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ._config import config as environment
-from .checkpoint import write_atomically
+from .checkpoint import write_json
 from .data.corpus import Corpus
 from .data.manifest import load_manifest
 from .judge import wilson
@@ -73,18 +72,11 @@ def run(
     begin = time.perf_counter()
     test = corpus.select("test")
     held_out = any(len(items) for items in (test.texts, test.images, test.audios))
-    metrics = (_accuracies(result.model, test, seed) if held_out else {}) | {
-        "train_seconds": result.seconds,
-        "steps": result.steps,
-        "parameters": result.model.parameters,
-        "threads": environment()["threads"],
-        "seed": seed,
-        "interrupted": result.interrupted,
-        "rows_left_out": len(problems),
-    }
+    metrics = (_accuracies(result.model, test, seed) if held_out else {}) | result.facts(seed)
+    metrics["rows_left_out"] = len(problems)
     directions = _samples(result.model, test if held_out else corpus, seed)
     metrics["evaluation_seconds"] = time.perf_counter() - begin
-    write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
+    write_json(out / "metrics.json", metrics)
     goal = f"--steps {steps}" if steps is not None else f"--seconds {seconds:g}"
     report = Report(
         title=f"A model of {Path(data).name}",

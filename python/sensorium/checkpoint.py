@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_arrays", "flatten", "load", "save", "unflatten", "write_atomically"]
+__all__ = ["check_arrays", "flatten", "load", "save", "unflatten", "write_atomically", "write_json"]
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Array: TypeAlias = NDArray[Any]
@@ -140,6 +140,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with _replacing(path) as fd:
         _write(fd, data)
+
+
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, sorted by key, with :func:`write_atomically`."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, JSON]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,11 +84,14 @@ def run(
         progress({"phase": "measuring all six directions on held-out items"})
     begin = time.perf_counter()
     metrics, answers = evaluate(result.model, Judge().fit(corpus), corpus, seed=seed)
-    metrics |= _run_facts(result, seed) | {
+    about = environment()
+    metrics |= result.facts(seed) | {
+        "isa": about["isa"],
+        "version": about["sensorium"],
         "evaluation_seconds": time.perf_counter() - begin,
         "images": images,
     }
-    _write_json(folder / "metrics.json", metrics)
+    checkpoint.write_json(folder / "metrics.json", metrics)
     goal = f"--steps {steps}" if steps is not None else f"--seconds {seconds:g}"
     command = f"sensorium quickstart {goal} --seed {seed} --images {images}"
     report = make_report(result, recipe, metrics, answers, corpus.names or (), command)
@@ -110,20 +112,6 @@ def _preview(corpus: Corpus) -> Callable[[Model], list[tuple[str, Any]]]:
         return [(word, drawn), (read or "-", image)]
 
     return show
-
-
-def _run_facts(result: FitResult, seed: int) -> dict[str, Any]:
-    about = environment()
-    return {
-        "train_seconds": result.seconds,
-        "steps": result.steps,
-        "parameters": result.model.parameters,
-        "threads": about["threads"],
-        "isa": about["isa"],
-        "version": about["sensorium"],
-        "seed": seed,
-        "interrupted": result.interrupted,
-    }
 
 
 def _media(kind: str, value: Any, rate: int) -> Media:
@@ -204,7 +192,3 @@ def make_report(
         notes=notes,
         reproduce=command,
     )
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    checkpoint.write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

@@ -21,6 +21,7 @@ from . import checkpoint, optim
 from ._blas import one_blas_thread
 from ._memory import keep_pages
 from ._sampling import Sampler, fit_tokenizers, make_banks, plans_of, vocabulary_of
+from ._threads import get_num_threads
 from .autodiff import value_and_grad
 from .data.corpus import Corpus
 from .errors import ArgumentError, CheckpointError
@@ -61,6 +62,17 @@ class FitResult:
     steps: int
     seconds: float
     interrupted: bool
+
+    def facts(self, seed: int) -> dict[str, Any]:
+        """Return what every ``metrics.json`` says of the run that was begun with ``seed``."""
+        return {
+            "train_seconds": self.seconds,
+            "steps": self.steps,
+            "parameters": self.model.parameters,
+            "threads": get_num_threads(),
+            "seed": seed,
+            "interrupted": self.interrupted,
+        }
 
 
 @dataclass
