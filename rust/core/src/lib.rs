@@ -6,6 +6,7 @@
 pub mod error;
 pub mod float;
 pub mod gemm;
+pub mod half;
 pub mod isa;
 pub mod math;
 pub mod rng;
@@ -13,4 +14,5 @@ pub mod threads;
 
 pub use error::{Error, Result};
 pub use float::Float;
+pub use half::{Bf16, F16, Storage};
 pub use isa::{Kernel, Level, Simd};

@@ -21,6 +21,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::half::{Bf16, F16, load_lanes, store_lanes};
 use crate::{Error, Float, Result};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -85,6 +86,43 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
     /// Writes at most `LANES` elements of `dst`.
     fn store_head(self, dst: &mut [T], v: Self::V);
 
+    /// `LANES` numbers from `src`, exactly.
+    ///
+    /// # Safety
+    /// `src` is readable for `LANES` elements.
+    #[inline(always)]
+    unsafe fn load_bf16(self, src: *const Bf16) -> Self::V {
+        // SAFETY: as the caller vouches.
+        unsafe { load_lanes(self, src) }
+    }
+    /// `LANES` numbers from `src`, exactly.
+    ///
+    /// # Safety
+    /// `src` is readable for `LANES` elements.
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const F16) -> Self::V {
+        // SAFETY: as the caller vouches.
+        unsafe { load_lanes(self, src) }
+    }
+    /// Writes the nearest `LANES` numbers at `dst`, ties to even.
+    ///
+    /// # Safety
+    /// `dst` is writable for `LANES` elements.
+    #[inline(always)]
+    unsafe fn store_bf16(self, dst: *mut Bf16, v: Self::V) {
+        // SAFETY: as the caller vouches.
+        unsafe { store_lanes(self, dst, v) };
+    }
+    /// Writes the nearest `LANES` numbers at `dst`, ties to even.
+    ///
+    /// # Safety
+    /// `dst` is writable for `LANES` elements.
+    #[inline(always)]
+    unsafe fn store_f16(self, dst: *mut F16, v: Self::V) {
+        // SAFETY: as the caller vouches.
+        unsafe { store_lanes(self, dst, v) };
+    }
+
     /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`.
@@ -144,7 +182,7 @@ pub enum Level {
     Baseline = 1,
     /// 128-bit NEON with fused multiply-add.
     Neon = 2,
-    /// 256-bit AVX2 with FMA.
+    /// 256-bit AVX2 with FMA and F16C.
     Avx2 = 3,
     /// 512-bit AVX-512 F, BW, DQ, VL.
     Avx512 = 4,
@@ -192,7 +230,10 @@ fn detect() -> Vec<Level> {
     #[cfg(target_arch = "x86_64")]
     {
         let mut levels = vec![Level::Baseline];
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+        if std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c")
+        {
             levels.push(Level::Avx2);
             if std::is_x86_feature_detected!("avx512f")
                 && std::is_x86_feature_detected!("avx512bw")
@@ -265,7 +306,7 @@ macro_rules! dispatch_to {
         match $level {
             // SAFETY: `level` and `capped` return AVX-512 only where the processor was seen to have it.
             $crate::isa::Level::Avx512 => unsafe { $crate::isa::run_avx512::<$t, _>($kernel) },
-            // SAFETY: `level` and `capped` return AVX2 only where the processor was seen to have it and FMA.
+            // SAFETY: `level` and `capped` return AVX2 only where the processor was seen to have it, FMA and F16C.
             $crate::isa::Level::Avx2 => unsafe { $crate::isa::run_avx2::<$t, _>($kernel) },
             _ => $kernel.run($crate::isa::Portable),
         }
@@ -279,7 +320,7 @@ macro_rules! dispatch_to {
 pub(crate) use dispatch_to;
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(crate) fn run_avx512<T: Float, K: Kernel<T>>(kernel: K) -> K::Output
 where
     Avx512: Simd<T>,
@@ -288,7 +329,7 @@ where
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn run_avx2<T: Float, K: Kernel<T>>(kernel: K) -> K::Output
 where
     Avx2: Simd<T>,

@@ -1,13 +1,14 @@
 //! Vectors as plain arrays of 16 bytes, which every compiler back end keeps in one register.
 
 use super::Simd;
+use crate::half::{Bf16, F16};
 
 /// The level that every processor has. On `AArch64` that includes NEON with fused multiply-add.
 #[derive(Debug, Clone, Copy)]
 pub struct Portable;
 
 macro_rules! portable {
-    ($t:ident, $bits:ident, $lanes:literal, $magic:expr, $bias:expr, $mantissa:expr) => {
+    ($t:ident, $bits:ident, $lanes:literal, $magic:expr, $bias:expr, $mantissa:expr, { $($half:tt)* }) => {
         impl Simd<$t> for Portable {
             const LANES: usize = $lanes;
             const REGISTERS: usize = if cfg!(target_arch = "aarch64") { 32 } else { 16 };
@@ -148,9 +149,31 @@ macro_rules! portable {
             fn reduce_max(self, a: Self::V) -> $t {
                 a.into_iter().fold($t::NEG_INFINITY, $t::max)
             }
+            $($half)*
         }
     };
 }
 
-portable!(f32, u32, 4, 12_582_912.0_f32, 127.0, 23);
-portable!(f64, u64, 2, 6_755_399_441_055_744.0_f64, 1023.0, 52);
+portable!(f32, u32, 4, 12_582_912.0_f32, 127.0, 23, {
+    #[inline(always)]
+    unsafe fn load_bf16(self, src: *const Bf16) -> Self::V {
+        // SAFETY: the caller vouches for the elements; an array has its element's alignment.
+        unsafe { src.cast::<[Bf16; 4]>().read() }.map(Bf16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const F16) -> Self::V {
+        // SAFETY: the caller vouches for the elements; an array has its element's alignment.
+        unsafe { src.cast::<[F16; 4]>().read() }.map(F16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, dst: *mut Bf16, v: Self::V) {
+        // SAFETY: the caller vouches for the elements; an array has its element's alignment.
+        unsafe { dst.cast::<[Bf16; 4]>().write(v.map(Bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, dst: *mut F16, v: Self::V) {
+        // SAFETY: the caller vouches for the elements; an array has its element's alignment.
+        unsafe { dst.cast::<[F16; 4]>().write(v.map(F16::from_f32)) }
+    }
+});
+portable!(f64, u64, 2, 6_755_399_441_055_744.0_f64, 1023.0, 52, {});

@@ -1,10 +1,11 @@
-//! AVX2 with FMA, and AVX-512.
+//! AVX2 with FMA and F16C, and AVX-512.
 
 use super::Simd;
+use crate::half::{Bf16, F16};
 #[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX2 and FMA.
+/// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx2(());
 
@@ -15,7 +16,7 @@ pub struct Avx512(());
 impl Avx2 {
     /// The calling function's target features are the proof.
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn new() -> Self {
         Self(())
     }
@@ -111,6 +112,39 @@ impl Simd<f32> for Avx2 {
 
     load_store!(f32, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps);
     heads_by_buffer!(f32, 8);
+    #[inline(always)]
+    unsafe fn load_bf16(self, src: *const Bf16) -> __m256 {
+        // SAFETY: the token proves the instructions; the caller vouches for the elements.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const F16) -> __m256 {
+        // SAFETY: the token proves the instruction; the caller vouches for the elements.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(src.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, dst: *mut Bf16, v: __m256) {
+        // SAFETY: the token proves the instructions; the caller vouches for the elements.
+        unsafe {
+            let bits = _mm256_castps_si256(v);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let nearest = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            let upper = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(nearest, quiet, nan));
+            // Packing works within halves: the first and third quarter are what is wanted.
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(upper, upper));
+            _mm_storeu_si128(dst.cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, dst: *mut F16, v: __m256) {
+        // SAFETY: the token proves the instruction; the caller vouches for the elements.
+        unsafe { _mm_storeu_si128(dst.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
     intrinsics! {
         add(a, b) = _mm256_add_ps(a, b);
         sub(a, b) = _mm256_sub_ps(a, b);
@@ -291,6 +325,36 @@ impl Simd<f32> for Avx512 {
 
     load_store!(f32, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps);
     heads_by_mask!(f32, 16, __mmask16, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps);
+    #[inline(always)]
+    unsafe fn load_bf16(self, src: *const Bf16) -> __m512 {
+        // SAFETY: the token proves the instructions; the caller vouches for the elements.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(src.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const F16) -> __m512 {
+        // SAFETY: the token proves the instruction; the caller vouches for the elements.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(src.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, dst: *mut Bf16, v: __m512) {
+        // SAFETY: the token proves the instructions; the caller vouches for the elements.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let quiet = _mm512_mask_or_epi32(nearest, nan, bits, _mm512_set1_epi32(0x0040_0000));
+            _mm256_storeu_si256(dst.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(quiet)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, dst: *mut F16, v: __m512) {
+        // SAFETY: the token proves the instruction; the caller vouches for the elements.
+        unsafe { _mm256_storeu_si256(dst.cast(), _mm512_cvtps_ph::<NEAREST>(v)) }
+    }
     intrinsics! {
         add(a, b) = _mm512_add_ps(a, b);
         sub(a, b) = _mm512_sub_ps(a, b);
