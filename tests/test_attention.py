@@ -333,13 +333,14 @@ class TestErrors:
             ({"v": q.astype(np.float64)}, sensorium.DTypeError, "v has dtype float64 but q has float32"),
             ({"q": q[0]}, sensorium.ShapeError, "q has shape (4, 5, 8), expected 4 dimensions (B, H, N, D)"),
             ({"k": q[..., :7]}, sensorium.ShapeError, "k has D=7 but q has D=8"),
-            ({"k": q[:, :, :4]}, sensorium.ShapeError, "k has N=4 but q has N=5"),
+            ({"k": q[:, :, :4]}, sensorium.ShapeError, "v has N_k=5 but k has N_k=4"),
             ({"k": q[:1]}, sensorium.ShapeError, "k has B=1 but q has B=2"),
             ({"v": q[:, :2]}, sensorium.ShapeError, "v has H_kv=2 but k has H_kv=4"),
             ({"k": q[:, :3], "v": q[:, :3]}, sensorium.ArgumentError,
              "k has H_kv=3, which does not divide H=4 of q"),
             ({"layout": Layout([Segment("full", 6)])}, sensorium.ShapeError, "q has N=5 but layout has length 6"),
-            ({"layout": np.ones((5, 5), dtype=bool)}, sensorium.DTypeError, "layout must be a Layout, not ndarray"),
+            ({"layout": np.ones((5, 5), dtype=bool)}, sensorium.DTypeError,
+             "layout must be a Layout, or one for each sample, not ndarray"),
             ({"scale": np.nan}, sensorium.ArgumentError, "scale must be finite, not nan"),
             ({"scale": "large"}, sensorium.DTypeError, "scale must be a number, not str"),
         ],
@@ -377,18 +378,18 @@ class TestErrors:
         )
 
     def test_results_that_share_memory_are_refused(self):
-        core = self.layout._core
+        core, at = [self.layout._core], (0, 0)
         q, lse = self.q.copy(), np.zeros((2, 4, 5), dtype=np.float32)
         with pytest.raises(
             sensorium.ArgumentError, match="out must be writeable and share memory with no other"
         ):
-            _core.attention_forward(core, q, q, q, 1.0, q, lse)
+            _core.attention_forward(core, at, q, q, q, 1.0, q, lse)
         flat = np.broadcast_to(np.zeros((1, 1, 5, 8), dtype=np.float32), q.shape)
         with pytest.raises(sensorium.ArgumentError, match="out has elements that share memory"):
-            _core.attention_forward(core, q, q, q, 1.0, flat, lse)
+            _core.attention_forward(core, at, q, q, q, 1.0, flat, lse)
         with pytest.raises(sensorium.ArgumentError, match="q must be contiguous along D"):
             _core.attention_forward(
-                core, np.zeros((2, 4, 5, 16), dtype=np.float32)[..., ::2], q, q, 1.0, q, lse
+                core, at, np.zeros((2, 4, 5, 16), dtype=np.float32)[..., ::2], q, q, 1.0, q, lse
             )
 
 

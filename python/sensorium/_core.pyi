@@ -39,7 +39,8 @@ def adamw_step(
     grad_scale: float,
 ) -> None: ...
 def attention_backward(
-    layout: AttentionLayout,
+    layouts: Sequence[AttentionLayout],
+    offsets: tuple[int, int],
     grad_out: _Array,
     q: _Array,
     k: _Array,
@@ -50,7 +51,8 @@ def attention_backward(
     grads: Sequence[_Array],
 ) -> None: ...
 def attention_forward(
-    layout: AttentionLayout,
+    layouts: Sequence[AttentionLayout],
+    offsets: tuple[int, int],
     q: _Array,
     k: _Array,
     v: _Array,

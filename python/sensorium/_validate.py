@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["as_floats", "as_indices", "check_dims", "check_finite_number", "check_positive"]
+__all__ = ["as_floats", "as_indices", "check_dims", "check_finite_number", "check_integer", "check_positive"]
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -134,6 +135,27 @@ def check_dims(spec: str, /, **arrays: NDArray[np.generic]) -> dict[str, int]:
             else:
                 owner.setdefault(dim, name)
     return sizes
+
+
+def check_integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """Return ``value`` as an ``int`` from ``least`` to ``most``.
+
+    Raises
+    ------
+    DTypeError
+        Where it is not an integer.
+    ArgumentError
+        Where it is out of range.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise DTypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+    if number < least:
+        raise ArgumentError(f"{name} must be at least {least}, not {number}")
+    if most is not None and number > most:
+        raise ArgumentError(f"{name} must be at most {most}, not {number}")
+    return number
 
 
 def check_finite_number(name: str, value: float) -> float:

@@ -6,7 +6,7 @@ operation is not itself on the tape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -183,17 +183,17 @@ defvjp_argnums(embedding, _embedding_vjp)
 
 
 @primitive
-def _attention(q: Any, k: Any, v: Any, layout: Any, scale: Any, kept: list[Any]) -> Any:
-    out, lse = ops.attention(q, k, v, layout, scale=scale, return_lse=True)
+def _attention(q: Any, k: Any, v: Any, layout: Any, options: Any, kept: list[Any]) -> Any:
+    out, lse = ops.attention(q, k, v, layout, **options, return_lse=True)
     kept[:] = (lse,)
     return out
 
 
 def _attention_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any) -> Vjp:
-    q, k, v, layout, scale, kept = args
+    q, k, v, layout, options, kept = args
 
     def vjp(g: Any) -> tuple[Any, ...]:
-        grads = ops.attention_backward(_like(g, ans), q, k, v, ans, kept[0], layout, scale=scale)
+        grads = ops.attention_backward(_like(g, ans), q, k, v, ans, kept[0], layout, **options)
         return _chosen(argnums, grads)
 
     return vjp
@@ -202,9 +202,19 @@ def _attention_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any)
 defvjp_argnums(_attention, _attention_vjp)
 
 
-def attention(q: Any, k: Any, v: Any, layout: ops.Layout, *, scale: float | None = None) -> Any:
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    layout: ops.Layout | Sequence[ops.Layout],
+    *,
+    scale: float | None = None,
+    query_offset: int | None = None,
+    key_offset: int = 0,
+) -> Any:
     """Differentiable :func:`sensorium.ops.attention`."""
-    return _attention(q, k, v, layout, scale, [])
+    options = {"scale": scale, "query_offset": query_offset, "key_offset": key_offset}
+    return _attention(q, k, v, layout, options, [])
 
 
 @primitive
@@ -222,7 +232,7 @@ def _self_attention_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs:
 defvjp_argnums(_self_attention, _self_attention_vjp)
 
 
-def self_attention(qkv: Any, layout: ops.Layout, *, scale: float | None = None) -> Any:
+def self_attention(qkv: Any, layout: ops.Layout | Sequence[ops.Layout], *, scale: float | None = None) -> Any:
     """Differentiable :func:`sensorium.ops.self_attention`: ``qkv (B, N, 3, H, D)`` to ``(B, N, H D)``."""
     return _self_attention(qkv, layout, scale, [])
 

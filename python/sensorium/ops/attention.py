@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
-from .._validate import check_dims, check_finite_number
+from .._validate import check_dims, check_finite_number, check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 from .layout import Layout
 
 __all__ = ["attention", "attention_backward", "self_attention", "self_attention_backward"]
 
 Array = NDArray[Any]
+Layouts = Layout | Sequence[Layout]
 _NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -53,25 +56,73 @@ def _like(array: Array) -> Array:
     return np.empty(array.shape, dtype=array.dtype)
 
 
-def _check(layout: Layout, q: Array, k: Array, v: Array) -> None:
-    if type(layout) is not Layout and not isinstance(layout, Layout):
-        raise DTypeError(f"layout must be a Layout, not {type(layout).__name__}")
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Layouts, one for all samples or one each, and the rows of them that the first query and key are."""
+
+    layouts: tuple[_core.AttentionLayout, ...]
+    offsets: tuple[int, int]
+
+
+def _where(
+    layout: Layouts, query_offset: int | None, key_offset: int, q: Array, k: Array, v: Array
+) -> _Where:
+    """Check sizes, dtypes and windows against each other."""
+    _check_sizes(q, k, v)
+    queries, keys = q.shape[2], k.shape[2]
+    if type(layout) is Layout and query_offset is None and key_offset == 0 and queries == keys == len(layout):
+        return _Where((layout._core,), (0, 0))
+    key_offset = check_integer("key_offset", key_offset)
+    given = query_offset is not None
+    if query_offset is None:
+        query_offset = key_offset + keys - queries
+        if query_offset < 0:
+            raise ShapeError(
+                f"q has N={queries}, more than the {keys} of k after key_offset={key_offset}: "
+                "give query_offset, the row that the first query is"
+            )
+    query_offset = check_integer("query_offset", query_offset)
+    end = max(query_offset + queries, key_offset + keys)
+    if isinstance(layout, Layout):
+        if end > len(layout) or (not given and key_offset + keys != len(layout)):
+            raise ShapeError(_misfit("layout", layout, queries, keys, query_offset, key_offset))
+        return _Where((layout._core,), (query_offset, key_offset))
+    if not isinstance(layout, Sequence) or isinstance(layout, str):
+        raise DTypeError(f"layout must be a Layout, or one for each sample, not {type(layout).__name__}")
+    for i, one in enumerate(layout):
+        if not isinstance(one, Layout):
+            raise DTypeError(f"layout[{i}] must be a Layout, not {type(one).__name__}")
+        if not given and len(one) > key_offset + keys:
+            raise ShapeError(_misfit(f"layout[{i}]", one, queries, keys, query_offset, key_offset))
+    if len(layout) != q.shape[0]:
+        raise ShapeError(f"layout has {len(layout)} layouts, expected B={q.shape[0]}: one for each sample")
+    return _Where(tuple(one._core for one in layout), (query_offset, key_offset))
+
+
+def _misfit(name: str, layout: Layout, queries: int, keys: int, query_offset: int, key_offset: int) -> str:
+    if queries == keys and query_offset == key_offset == 0:
+        return f"q has N={queries} but {name} has length {len(layout)}"
+    return (
+        f"{name} has length {len(layout)}, but q is its rows {query_offset} to {query_offset + queries} "
+        f"and k its rows {key_offset} to {key_offset + keys}"
+    )
+
+
+def _check_sizes(q: Array, k: Array, v: Array) -> None:
     if q.dtype == k.dtype == v.dtype and q.ndim == k.ndim == 4 and k.shape == v.shape:
-        (batch, heads, tokens, width), (k_batch, kv_heads, k_tokens, k_width) = q.shape, k.shape
+        (batch, heads, _, width), (k_batch, kv_heads, _, k_width) = q.shape, k.shape
         divides = heads % kv_heads == 0 if kv_heads else heads == 0
-        if divides and (batch, tokens, width) == (k_batch, k_tokens, k_width) and tokens == len(layout):
+        if divides and (batch, width) == (k_batch, k_width):
             return
-    _explain(layout, q, k, v)
+    _explain(q, k, v)
 
 
-def _explain(layout: Layout, q: Array, k: Array, v: Array) -> NoReturn:
+def _explain(q: Array, k: Array, v: Array) -> NoReturn:
     """Raise the error that says what does not fit."""
     for name, array in (("k", k), ("v", v)):
         if array.dtype != q.dtype:
             raise DTypeError(f"{name} has dtype {array.dtype} but q has {q.dtype}")
-    sizes = check_dims("B H N D, B H_kv N D, B H_kv N D", q=q, k=k, v=v)
-    if sizes["N"] != len(layout):
-        raise ShapeError(f"q has N={sizes['N']} but layout has length {len(layout)}")
+    sizes = check_dims("B H N D, B H_kv N_k D, B H_kv N_k D", q=q, k=k, v=v)
     raise ArgumentError(f"k has H_kv={sizes['H_kv']}, which does not divide H={sizes['H']} of q")
 
 
@@ -87,9 +138,11 @@ def attention(
     q: ArrayLike,
     k: ArrayLike,
     v: ArrayLike,
-    layout: Layout,
+    layout: Layouts,
     *,
     scale: float | None = None,
+    query_offset: int | None = None,
+    key_offset: int = 0,
     return_lse: Literal[True] = True,
 ) -> tuple[Array, Array]: ...
 @overload
@@ -97,38 +150,50 @@ def attention(
     q: ArrayLike,
     k: ArrayLike,
     v: ArrayLike,
-    layout: Layout,
+    layout: Layouts,
     *,
     scale: float | None = None,
+    query_offset: int | None = None,
+    key_offset: int = 0,
     return_lse: Literal[False],
 ) -> Array: ...
 def attention(
     q: ArrayLike,
     k: ArrayLike,
     v: ArrayLike,
-    layout: Layout,
+    layout: Layouts,
     *,
     scale: float | None = None,
+    query_offset: int | None = None,
+    key_offset: int = 0,
     return_lse: bool = True,
 ) -> tuple[Array, Array] | Array:
     """Return ``softmax(scale * q k^T over what the layout lets a query see) v``.
 
-    Every head of every batch has the same layout. Query head ``h`` reads key head ``h // (H / H_kv)``. A
-    query that sees nothing, or only scores of ``-inf``, gives 0 with ``lse = -inf``. NaN, and a score of
-    ``+inf``, make NaN of the rows that see them and of no others. Scores must not overflow the dtype before
-    ``scale`` is applied. Results do not depend on the number of threads, bit for bit.
+    The layout describes a row of tokens, the same in every head. Queries and keys are the whole row or parts
+    of it: new tokens against all that came before, or one segment that is computed anew. Query head ``h``
+    reads key head ``h // (H / H_kv)``. A query that sees nothing, or only scores of ``-inf``, gives 0 with
+    ``lse = -inf``. NaN, and a score of ``+inf``, make NaN of the rows that see them and of no others. Scores
+    must not overflow the dtype before ``scale`` is applied. Results do not depend on the number of threads,
+    bit for bit.
 
     Parameters
     ----------
     q : array (B, H, N, D)
-        Queries, ``float32`` or ``float64``. Any view whose last axis is contiguous, such as a part of a
-        packed projection, is read without a copy; other arrays are copied.
-    k, v : array (B, H_kv, N, D)
-        Keys and values of the same dtype; ``H_kv`` divides ``H``.
-    layout : Layout
-        Of length ``N``.
+        Queries: ``N`` consecutive tokens of the row, ``float32`` or ``float64``. Any view whose last axis is
+        contiguous, such as a part of a packed projection, is read without a copy; other arrays are copied.
+    k, v : array (B, H_kv, N_k, D)
+        Keys and values of the same dtype: ``N_k`` consecutive tokens; ``H_kv`` divides ``H``.
+    layout : Layout, or sequence of B Layouts
+        Who sees whom in the row; a sequence has one for each sample, and a shorter one counts as padded.
     scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` where None.
+    query_offset : int, optional
+        Token of the row that the first query is: a query sees key ``j`` where
+        ``layout.dense()[query_offset + i, key_offset + j]``. Where None, the queries are the last tokens, up
+        to the last key, which is then the last token of the layout.
+    key_offset : int
+        Token of the row that the first key is; tokens without a key are not seen.
     return_lse : bool
         Also return ``lse``, which :func:`attention_backward` needs.
 
@@ -160,12 +225,15 @@ def attention(
     ((1, 2, 5, 4), (1, 2, 5))
     >>> bool(np.allclose(out[:, :, 0], x[:, :, 0]))  # the first token sees itself alone
     True
+    >>> last, _ = attention(x[:, :, 3:], x, x, layout)  # the last two tokens against all
+    >>> bool(np.allclose(last, out[:, :, 3:]))
+    True
     """
     q, k, v = _tensor("q", q), _tensor("k", k), _tensor("v", v)
-    _check(layout, q, k, v)
+    where = _where(layout, query_offset, key_offset, q, k, v)
     out = _like(q)
     lse = np.empty(q.shape[:3], dtype=q.dtype)
-    _core.attention_forward(layout._core, q, k, v, _scale(scale, q.shape[3]), out, lse)
+    _core.attention_forward(where.layouts, where.offsets, q, k, v, _scale(scale, q.shape[3]), out, lse)
     return (out, lse) if return_lse else out
 
 
@@ -176,9 +244,11 @@ def attention_backward(
     v: ArrayLike,
     out: ArrayLike,
     lse: ArrayLike,
-    layout: Layout,
+    layout: Layouts,
     *,
     scale: float | None = None,
+    query_offset: int | None = None,
+    key_offset: int = 0,
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of :func:`attention` by ``q``, ``k`` and ``v``.
 
@@ -189,7 +259,7 @@ def attention_backward(
     ----------
     grad_out : array (B, H, N, D)
         Gradient by ``out``.
-    q, k, v, layout, scale
+    q, k, v, layout, scale, query_offset, key_offset
         As given to :func:`attention`.
     out : array (B, H, N, D)
     lse : array (B, H, N)
@@ -198,7 +268,7 @@ def attention_backward(
     Returns
     -------
     dq : array (B, H, N, D)
-    dk, dv : array (B, H_kv, N, D)
+    dk, dv : array (B, H_kv, N_k, D)
         Each laid out in memory like its argument.
 
     Raises
@@ -218,9 +288,9 @@ def attention_backward(
     True
     """
     q, k, v = _tensor("q", q), _tensor("k", k), _tensor("v", v)
-    _check(layout, q, k, v)
+    where = _where(layout, query_offset, key_offset, q, k, v)
     grads = (_like(q), _like(k), _like(v))
-    _backward(grad_out, q, k, v, out, lse, layout, scale, grads)
+    _backward(grad_out, q, k, v, out, lse, where, scale, grads)
     return grads
 
 
@@ -231,7 +301,7 @@ def _backward(
     v: Array,
     out: ArrayLike,
     lse: ArrayLike,
-    layout: Layout,
+    where: _Where,
     scale: float | None,
     grads: tuple[Array, ...],
 ) -> None:
@@ -247,7 +317,7 @@ def _backward(
         _check_like("out", out, "q", q, q.shape)
         _check_like("lse", lse, "q", q, q.shape[:3])
     number = _scale(scale, q.shape[3])
-    _core.attention_backward(layout._core, grad_out, q, k, v, out, lse, number, grads)
+    _core.attention_backward(where.layouts, where.offsets, grad_out, q, k, v, out, lse, number, grads)
 
 
 def _parts(name: str, packed: Array) -> tuple[Array, Array, Array]:
@@ -258,15 +328,15 @@ def _parts(name: str, packed: Array) -> tuple[Array, Array, Array]:
     return parts[0], parts[1], parts[2]
 
 
-def self_attention(qkv: ArrayLike, layout: Layout, *, scale: float | None = None) -> tuple[Array, Array]:
+def self_attention(qkv: ArrayLike, layout: Layouts, *, scale: float | None = None) -> tuple[Array, Array]:
     """Return attention over one packed projection, heads side by side: nothing is copied or transposed.
 
     Parameters
     ----------
     qkv : array (B, N, 3, H, D)
         Queries, keys and values, ``float32`` or ``float64``: a projection ``(B, N, 3 * H * D)`` reshaped.
-    layout : Layout
-        Of length ``N``.
+    layout : Layout, or sequence of B Layouts
+        Of length ``N``; in a sequence, one for each sample, a shorter one counts as padded.
     scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` where None.
 
@@ -294,11 +364,11 @@ def self_attention(qkv: ArrayLike, layout: Layout, *, scale: float | None = None
     q, k, v = _parts("qkv", packed)
     batch, heads, tokens, width = q.shape
     q, k, v = _tensor("qkv", q), _tensor("qkv", k), _tensor("qkv", v)
-    _check(layout, q, k, v)
+    where = _where(layout, None, 0, q, k, v)
     out = np.empty((batch, tokens, heads, width), dtype=q.dtype)
     lse = np.empty((batch, heads, tokens), dtype=q.dtype)
     to = out.transpose(0, 2, 1, 3)
-    _core.attention_forward(layout._core, q, k, v, _scale(scale, width), to, lse)
+    _core.attention_forward(where.layouts, where.offsets, q, k, v, _scale(scale, width), to, lse)
     return out.reshape(batch, tokens, heads * width), lse
 
 
@@ -307,7 +377,7 @@ def self_attention_backward(
     qkv: ArrayLike,
     out: ArrayLike,
     lse: ArrayLike,
-    layout: Layout,
+    layout: Layouts,
     *,
     scale: float | None = None,
 ) -> Array:
@@ -353,7 +423,7 @@ def self_attention_backward(
             raise ShapeError(f"{name} has shape {array.shape}, expected {want} to fit qkv")
         heads_last.append(array.reshape(batch, tokens, heads, width).transpose(0, 2, 1, 3))
     q, k, v = _tensor("qkv", q), _tensor("qkv", k), _tensor("qkv", v)
-    _check(layout, q, k, v)
+    where = _where(layout, None, 0, q, k, v)
     dqkv = np.empty((batch, tokens, 3, heads, width), dtype=q.dtype)
-    _backward(heads_last[0], q, k, v, heads_last[1], lse, layout, scale, (dqkv,))
+    _backward(heads_last[0], q, k, v, heads_last[1], lse, where, scale, (dqkv,))
     return dqkv

@@ -7,7 +7,6 @@ reference and the picture.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
+from .._validate import check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["Layout", "Segment"]
@@ -26,18 +26,6 @@ _INNER: tuple[str, ...] = get_args(Inner)
 _MAX_LENGTH = 2**31 - 1
 _MAX_DENSE = 2**14
 _MAX_DRAWN = 20_000
-
-
-def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise DTypeError(f"{name} must be an integer, not {type(value).__name__}") from None
-    if number < least:
-        raise ArgumentError(f"{name} must be at least {least}, not {number}")
-    if most is not None and number > most:
-        raise ArgumentError(f"{name} must be at most {most}, not {number}")
-    return number
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -82,7 +70,7 @@ class Segment:
     def __post_init__(self) -> None:
         if self.inner not in _INNER:
             raise ArgumentError(f"inner must be one of causal, full, diagonal, none, not {self.inner!r}")
-        object.__setattr__(self, "length", _integer("length", self.length, 1, _MAX_LENGTH))
+        object.__setattr__(self, "length", check_integer("length", self.length, 1, _MAX_LENGTH))
         object.__setattr__(self, "hidden", _flag("hidden", self.hidden))
         object.__setattr__(self, "anchor", _flag("anchor", self.anchor))
 
@@ -196,7 +184,7 @@ class Layout:
         if window is not None:
             if visible is not None:
                 raise ArgumentError("window and visible exclude each other: visible replaces the rules")
-            window = _integer("window", window, 0)
+            window = check_integer("window", window, 0)
         relation = None if visible is None else _relation(visible, len(parts))
         self._build((_Sample(parts, window, relation),))
 
@@ -232,7 +220,7 @@ class Layout:
                [0, 1, 1]])
         """
         if window is not None:
-            window = _integer("window", window, 0)
+            window = check_integer("window", window, 0)
         out: list[_Sample] = []
         try:
             items = list(samples)
@@ -253,7 +241,7 @@ class Layout:
         ArgumentError
             Where the layout is longer than ``length``.
         """
-        length = _integer("length", length, self._length, _MAX_LENGTH)
+        length = check_integer("length", length, self._length, _MAX_LENGTH)
         if length == self._length:
             return self
         return self._of((*self._samples, _Sample((Segment("none", length - self._length),), None, None)))

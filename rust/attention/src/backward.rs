@@ -9,9 +9,11 @@
 //!
 //! Edges: a query that saw nothing has `lse = -inf`, gets a zero gradient and adds nothing to any key.
 
-use crate::forward::{Scale, add_visible, check, finite, hide};
+use crate::batch::{Place, Tasks};
+use crate::forward::{add_visible, check, finite, hide};
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
+use crate::score::{Scale, Scoring};
 use crate::scratch::Scratch;
 use crate::tile::{Product, Start};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
@@ -31,79 +33,74 @@ const TASK_WORK: u64 = 1 << 22;
 /// [`Error::Dim`](sensorium_core::Error), `Len` or `Value` naming the argument.
 pub fn backward<T: Float>(
     dims: Dims,
-    plan: &Plan,
+    plans: &[&Plan],
+    scoring: Scoring,
     grad_out: View<'_, T>,
     q: View<'_, T>,
     k: View<'_, T>,
     v: View<'_, T>,
     out: View<'_, T>,
     lse: &[T],
-    scale: f64,
     [dq, dk, dv]: [ViewMut<'_, T>; 3],
 ) -> Result<()> {
-    check(dims, plan, [&q, &k, &v], scale)?;
+    check(dims, plans, scoring, [&q, &k, &v])?;
     grad_out.check("grad_out", dims.query_shape())?;
     out.check("out", dims.query_shape())?;
-    check_len("lse", lse, dims.batch * dims.heads * dims.tokens)?;
+    check_len("lse", lse, dims.batch * dims.heads * dims.queries)?;
     dq.check("dq", dims.query_shape())?;
     dk.check("dk", dims.key_shape())?;
     dv.check("dv", dims.key_shape())?;
-    let kv_heads = dims.batch * dims.kv_heads;
-    if kv_heads == 0 {
+    if dims.batch * dims.kv_heads == 0 {
         return Ok(());
     }
     let group = dims.heads / dims.kv_heads;
-    let parts = Parts::new(plan, dims.width, kv_heads, group);
+    let parts = Parts::all(plans, dims, group);
+    let tasks = Tasks::new(dims.batch, dims.kv_heads, parts.iter().map(|p| p.count).collect());
+    let work = parts.iter().map(|p| p.work).max().unwrap_or(0);
+    let sums = Sums::<T>::new(&parts, plans, dims);
     // SAFETY of every `head` below: a task writes the queries of its own blocks, part 0 alone writes `dk` and `dv`,
     // and the other parts write their own sums.
-    let sums = parts.sums::<T>(plan, dims.width, kv_heads);
-    threads::for_each(kv_heads * parts.count, parts.work, |task| {
-        let (kv, part) = (task / parts.count, task % parts.count);
-        let (batch, kv_head) = (kv / dims.kv_heads, kv % dims.kv_heads);
+    threads::for_each(tasks.count, work, |task| {
+        let Place { batch, plan: which, group: kv_head, part, .. } = tasks.place(task);
+        let (plan, parts) = (plans[which], &parts[which]);
         let (keys, dk, dv) = if part == 0 {
-            (0..dims.tokens, dk.head(batch, kv_head), dv.head(batch, kv_head))
+            (0..dims.keys, dk.head(batch, kv_head), dv.head(batch, kv_head))
         } else {
-            sums.rows(kv, part)
+            sums.rows(batch, kv_head, part)
         };
         T::dispatch(Clear { rows: [dk, dv], count: keys.len(), width: dims.width });
-        let at = |i: usize| {
-            let head = batch * dims.heads + kv_head * group + i;
-            (head, kv_head * group + i)
-        };
         for (i, blocks) in parts.blocks(plan, part) {
-            let (head, head_in_batch) = at(i);
+            let head = kv_head * group + i;
             T::dispatch(Task {
                 plan,
                 blocks,
                 width: dims.width,
-                grad_out: grad_out.head(batch, head_in_batch),
-                q: q.head(batch, head_in_batch),
+                grad_out: grad_out.head(batch, head),
+                q: q.head(batch, head),
                 k: k.head(batch, kv_head),
                 v: v.head(batch, kv_head),
-                out: out.head(batch, head_in_batch),
-                lse: &lse[head * dims.tokens..][..dims.tokens],
-                scale: Scale::new(scale),
-                full_scale: T::from_f64(scale),
-                dq: dq.head(batch, head_in_batch),
+                out: out.head(batch, head),
+                lse: &lse[(batch * dims.heads + head) * dims.queries..][..dims.queries],
+                scale: Scale::new(scoring.scale),
+                full_scale: T::from_f64(scoring.scale),
+                dq: dq.head(batch, head),
                 first_key: keys.start,
                 dk,
                 dv,
             });
         }
     });
-    threads::for_each(
-        if parts.count > 1 { kv_heads } else { 0 },
-        dims.tokens * dims.width * parts.count,
-        |kv| {
-            let (batch, kv_head) = (kv / dims.kv_heads, kv % dims.kv_heads);
-            for part in 1..parts.count {
-                let (keys, dk_sum, dv_sum) = sums.rows(kv, part);
-                for (sum, total) in [(dk_sum, dk.head(batch, kv_head)), (dv_sum, dv.head(batch, kv_head))] {
-                    T::dispatch(Add { sum, total, keys: keys.clone(), width: dims.width });
-                }
+    let most = parts.iter().map(|p| p.count).max().unwrap_or(1);
+    let kv_heads = if most > 1 { dims.batch * dims.kv_heads } else { 0 };
+    threads::for_each(kv_heads, dims.keys * dims.width * most, |kv| {
+        let (batch, kv_head) = (kv / dims.kv_heads, kv % dims.kv_heads);
+        for part in 1..sums.parts(batch) {
+            let (keys, dk_sum, dv_sum) = sums.rows(batch, kv_head, part);
+            for (sum, total) in [(dk_sum, dk.head(batch, kv_head)), (dv_sum, dv.head(batch, kv_head))] {
+                T::dispatch(Add { sum, total, keys: keys.clone(), width: dims.width });
             }
-        },
-    );
+        }
+    });
     Ok(())
 }
 
@@ -118,18 +115,32 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(plan: &Plan, width: usize, kv_heads: usize, group: usize) -> Self {
-        let head_work = plan.work().saturating_mul(10 * width as u64 + 24);
-        let wanted = TASKS.div_ceil(kv_heads).max(1);
-        let worth = head_work.saturating_mul(group as u64) / TASK_WORK;
-        let count = (wanted as u64).min(worth).max(1) as usize;
+    /// The parts of each plan: about [`TASKS`] of equal work in the whole call.
+    fn all(plans: &[&Plan], dims: Dims, group: usize) -> Vec<Self> {
+        let head_work = |plan: &Plan| plan.work().saturating_mul(10 * dims.width as u64 + 24);
+        let samples = if plans.len() == 1 { dims.batch } else { 1 };
+        let total = plans.iter().map(|plan| u128::from(head_work(plan))).sum::<u128>()
+            * (samples * dims.kv_heads * group) as u128;
+        let part_work = (total / TASKS as u128).max(1);
+        plans
+            .iter()
+            .map(|plan| {
+                let work = u128::from(head_work(plan)) * group as u128;
+                let wanted = work.div_ceil(part_work).clamp(1, TASKS as u128);
+                let worth = (work / u128::from(TASK_WORK)).max(1);
+                Self::new(plan, work, wanted.min(worth) as usize, group)
+            })
+            .collect()
+    }
+
+    fn new(plan: &Plan, work: u128, count: usize, group: usize) -> Self {
         // Whole heads to a part, or whole parts to a head.
         let count = if count <= group {
             (count..=group).find(|c| group.is_multiple_of(*c)).unwrap_or(group)
         } else {
             count.div_ceil(group).min(plan.blocks().len().max(1)) * group
         };
-        Self { group, count, work: (head_work.saturating_mul(group as u64) / count as u64) as usize }
+        Self { group, count, work: usize::try_from(work / count as u128).unwrap_or(usize::MAX) }
     }
 
     /// Heads of the group and their blocks that make up `part`.
@@ -142,14 +153,38 @@ impl Parts {
             vec![(part / parts, plan.part(part % parts, parts))]
         }
     }
+}
 
-    /// Arrays for the sums of all parts but the first of each key head.
-    fn sums<T: Float>(&self, plan: &Plan, width: usize, kv_heads: usize) -> Sums<T> {
+/// Sums of `dk` and `dv` over parts of the blocks: arrays for all parts but the first of each key head.
+struct Sums<T> {
+    plans: Vec<PlanSums>,
+    /// Where each sample starts.
+    first: Vec<usize>,
+    width: usize,
+    start: *mut T,
+    _data: Vec<T>,
+}
+
+/// The sums of one key head under a plan.
+struct PlanSums {
+    /// Keys that each part sees.
+    keys: Vec<Range<usize>>,
+    /// Where each part starts within the sums of a key head.
+    first: Vec<usize>,
+    /// Elements for a key head.
+    total: usize,
+}
+
+// SAFETY: tasks share it to find their own rows, which do not overlap.
+unsafe impl<T: Send> Sync for Sums<T> {}
+
+impl PlanSums {
+    fn new(parts: &Parts, plan: &Plan, width: usize) -> Self {
         let mut keys = Vec::from([Range { start: 0, end: 0 }]);
         let mut first = vec![0, 0];
-        for part in 1..self.count {
+        for part in 1..parts.count {
             let mut seen = Range { start: usize::MAX, end: 0 };
-            for (_, blocks) in self.blocks(plan, part) {
+            for (_, blocks) in parts.blocks(plan, part) {
                 for visit in plan.blocks()[blocks].iter().flat_map(|block| plan.visits(block)) {
                     seen.start = seen.start.min(visit.keys.start as usize);
                     seen.end = seen.end.max(visit.keys.end as usize);
@@ -159,35 +194,41 @@ impl Parts {
             first.push(first[part] + 2 * seen.len() * width);
             keys.push(seen);
         }
-        let total = first[self.count];
-        // Untouched memory: each task clears its own part, in its own cache.
-        let mut data = Vec::with_capacity(total * kv_heads);
-        let start = data.as_mut_ptr();
-        Sums { keys, first, total, width, start, _data: data }
+        let total = first[parts.count];
+        Self { keys, first, total }
     }
 }
 
-/// Sums of `dk` and `dv` over parts of the blocks.
-struct Sums<T> {
-    /// Keys that each part sees.
-    keys: Vec<Range<usize>>,
-    /// Where each part starts within the sums of a key head.
-    first: Vec<usize>,
-    /// Elements for a key head.
-    total: usize,
-    width: usize,
-    start: *mut T,
-    _data: Vec<T>,
-}
-
-// SAFETY: tasks share it to find their own rows, which do not overlap.
-unsafe impl<T: Send> Sync for Sums<T> {}
-
 impl<T: Float> Sums<T> {
+    fn new(parts: &[Parts], plans: &[&Plan], dims: Dims) -> Self {
+        let sums: Vec<PlanSums> =
+            parts.iter().zip(plans).map(|(parts, plan)| PlanSums::new(parts, plan, dims.width)).collect();
+        let mut first = Vec::with_capacity(dims.batch);
+        let mut total = 0;
+        for batch in 0..dims.batch {
+            first.push(total);
+            total += sums[if sums.len() == 1 { 0 } else { batch }].total * dims.kv_heads;
+        }
+        // Untouched memory: each task clears its own part, in its own cache.
+        let mut data = Vec::with_capacity(total);
+        let start = data.as_mut_ptr();
+        Self { plans: sums, first, width: dims.width, start, _data: data }
+    }
+
+    fn plan(&self, batch: usize) -> &PlanSums {
+        &self.plans[if self.plans.len() == 1 { 0 } else { batch }]
+    }
+
+    /// Parts of a key head of sample `batch`.
+    fn parts(&self, batch: usize) -> usize {
+        self.plan(batch).keys.len()
+    }
+
     /// Keys of a part, and its rows of `dk` and `dv`.
-    fn rows(&self, kv: usize, part: usize) -> (Range<usize>, RowsMut<T>, RowsMut<T>) {
-        let keys = self.keys[part].clone();
-        let dk = self.start.wrapping_add(kv * self.total + self.first[part]);
+    fn rows(&self, batch: usize, kv_head: usize, part: usize) -> (Range<usize>, RowsMut<T>, RowsMut<T>) {
+        let plan = self.plan(batch);
+        let keys = plan.keys[part].clone();
+        let dk = self.start.wrapping_add(self.first[batch] + kv_head * plan.total + plan.first[part]);
         let dv = dk.wrapping_add(keys.len() * self.width);
         (keys, RowsMut { data: dk, stride: self.width }, RowsMut { data: dv, stride: self.width })
     }

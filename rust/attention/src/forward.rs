@@ -8,8 +8,10 @@
 //! Edges: a query that sees nothing, or only scores of `-inf`, gives 0 and `-inf`; a score of `+inf` or NaN makes its
 //! row NaN; what a query does not see never reaches its row, NaN and infinity included.
 
+use crate::batch::{self, Place, Tasks};
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
+use crate::score::{Scale, Scoring};
 use crate::scratch::Scratch;
 use crate::tile::{Product, Start};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
@@ -21,91 +23,69 @@ use std::ops::Range;
 /// Floating-point operations worth a task of its own: about 20 microseconds.
 const TASK_WORK: u64 = 1 << 21;
 
-/// How scores become exponents of two: `2^(factor * sign * (q.k))` is `e^(scale * q.k)`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Scale<T> {
-    /// Of the scale: -1, 0 or 1, and enters with the queries.
-    pub(crate) sign: T,
-    /// `|scale| log2(e)`, rounded.
-    pub(crate) factor: T,
-    /// What takes the rounded exponents of two back to the scaled scores.
-    pub(crate) back: T,
-}
-
-impl<T: Float> Scale<T> {
-    pub(crate) fn new(scale: f64) -> Self {
-        if scale == 0.0 {
-            return Self { sign: T::ZERO, factor: T::ONE, back: T::from_f64(std::f64::consts::LN_2) };
-        }
-        let factor = T::from_f64(scale.abs() * std::f64::consts::LOG2_E);
-        let back = T::from_f64(scale.abs() / factor.to_f64());
-        Self { sign: T::from_f64(scale.signum()), factor, back }
-    }
-}
-
 /// Checks what [`forward`] and [`backward`](crate::backward) have in common.
 pub(crate) fn check<T: Float>(
     dims: Dims,
-    plan: &Plan,
+    plans: &[&Plan],
+    scoring: Scoring,
     [q, k, v]: [&View<'_, T>; 3],
-    scale: f64,
 ) -> Result<()> {
-    let Dims { heads, kv_heads, tokens, .. } = dims;
-    if plan.tokens() != tokens {
-        return Err(Error::Dim { arg: "q", dim: "N", want: plan.tokens(), got: tokens });
-    }
+    let Dims { heads, kv_heads, .. } = dims;
+    batch::check(dims, plans)?;
     if heads != 0 && (kv_heads == 0 || heads % kv_heads != 0) {
         let what = format!("has H_kv={kv_heads}, which does not divide H={heads} of q");
         return Err(Error::Value { arg: "k", what });
     }
-    if !scale.is_finite() {
-        return Err(Error::Value { arg: "scale", what: format!("must be finite, not {scale}") });
-    }
+    scoring.check()?;
     q.check("q", dims.query_shape())?;
     k.check("k", dims.key_shape())?;
     v.check("v", dims.key_shape())
 }
 
-/// `out = softmax(scale Q K^T over visible pairs) V`, and `lse (B, H, N)`.
+/// `out = softmax(scale Q K^T over visible pairs) V`, and `lse (B, H, N_q)`; `plans` is one for all samples of the
+/// batch, or one for each.
 ///
 /// # Errors
 /// [`Error::Dim`], [`Error::Len`] or [`Error::Value`] naming the argument.
 #[allow(clippy::needless_pass_by_value)] // A view to write is an exclusive borrow: the caller gives it away.
 pub fn forward<T: Float>(
     dims: Dims,
-    plan: &Plan,
+    plans: &[&Plan],
+    scoring: Scoring,
     q: View<'_, T>,
     k: View<'_, T>,
     v: View<'_, T>,
-    scale: f64,
     out: ViewMut<'_, T>,
     lse: &mut [T],
 ) -> Result<()> {
-    check(dims, plan, [&q, &k, &v], scale)?;
+    check(dims, plans, scoring, [&q, &k, &v])?;
     out.check("out", dims.query_shape())?;
-    check_len("lse", lse, dims.batch * dims.heads * dims.tokens)?;
-    let head_work = plan.work().saturating_mul(4 * dims.width as u64 + 16);
-    let parts = (head_work / TASK_WORK).clamp(1, plan.blocks().len().max(1) as u64) as usize;
-    let tasks = dims.batch * dims.heads * parts;
+    check_len("lse", lse, dims.batch * dims.heads * dims.queries)?;
+    let head_work = |plan: &Plan| plan.work().saturating_mul(4 * dims.width as u64 + 16);
+    let parts =
+        |plan: &&Plan| (head_work(plan) / TASK_WORK).clamp(1, plan.blocks().len().max(1) as u64) as usize;
+    let tasks = Tasks::new(dims.batch, dims.heads, plans.iter().map(parts).collect());
+    let work = plans.iter().map(|plan| head_work(plan) / parts(plan) as u64).max().unwrap_or(0);
     let lse = threads::Disjoint::new(lse);
-    threads::for_each(tasks, (head_work / parts as u64) as usize, |task| {
-        let (head, part) = (task / parts, task % parts);
-        let (batch, head_in_batch) = (head / dims.heads, head % dims.heads);
-        let kv_head = head_in_batch / (dims.heads / dims.kv_heads);
+    threads::for_each(tasks.count, work as usize, |task| {
+        let Place { batch, plan, group: head, part, parts } = tasks.place(task);
+        let plan = plans[plan];
+        let kv_head = head / (dims.heads / dims.kv_heads);
         let blocks = plan.part(part, parts);
+        let first = (batch * dims.heads + head) * dims.queries;
         let queries = queries(plan, &blocks);
         T::dispatch(Task {
             plan,
             blocks,
             width: dims.width,
-            q: q.head(batch, head_in_batch),
+            q: q.head(batch, head),
             k: k.head(batch, kv_head),
             v: v.head(batch, kv_head),
-            scale: Scale::new(scale),
-            out: out.head(batch, head_in_batch),
+            scale: Scale::new(scoring.scale),
+            out: out.head(batch, head),
             first: queries.start,
             // SAFETY: the rows of different heads and parts do not overlap.
-            lse: unsafe { lse.slice(head * dims.tokens + queries.start..head * dims.tokens + queries.end) },
+            lse: unsafe { lse.slice(first + queries.start..first + queries.end) },
         });
     });
     Ok(())

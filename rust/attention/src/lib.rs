@@ -5,18 +5,20 @@
 //! running softmax (Milakov and Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022): no array of `N x N`
 //! numbers is ever made, and the work grows with the number of visible pairs.
 //!
-//! What sees what is a [`Layout`]; a [`Plan`] is the layout cut into blocks of queries, made once and used by every
-//! call of [`forward`] and [`backward`]. The tiles are described in `tile.rs`, the ladder of attempts in
+//! What sees what is a [`Layout`]; a [`Plan`] is the layout, or a window of it, cut into blocks of queries, made once
+//! and used by every call of [`forward`] and [`backward`]. The tiles are described in `tile.rs`, the ladder of attempts in
 //! `forward.rs` and `backward.rs`.
 
 // An index counts lanes or rows of several buffers at once; an iterator over one of them would hide the others.
 #![allow(clippy::needless_range_loop)]
 
 mod backward;
+mod batch;
 mod forward;
 mod layout;
 mod pack;
 mod plan;
+mod score;
 mod scratch;
 mod tile;
 mod view;
@@ -26,4 +28,5 @@ pub use backward::backward;
 pub use forward::forward;
 pub use layout::{Inner, Layout, Sample, Segment};
 pub use plan::Plan;
+pub use score::Scoring;
 pub use view::{Dims, Strides, View, ViewMut};

@@ -1,5 +1,8 @@
 //! A layout cut into blocks of queries, each with the key ranges that any of its queries sees.
 //!
+//! A plan may be of a window: some consecutive queries against some consecutive keys. Its blocks and visits count from
+//! the starts of the two. Making one costs what its queries see, however long the layout is.
+//!
 //! Where all queries of a block see a range whole, the visit needs no mask. Elsewhere each query sees one interval
 //! of the visit, so that a mask is two numbers a query, not one a pair. Blocks are cut where the work is least: many
 //! short segments share one block, and a block does not straddle two samples where that costs more than it saves.
@@ -47,8 +50,10 @@ pub(crate) struct Block {
 /// What a kernel needs to know of a layout; made once, used by every call.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    tokens: usize,
-    pairs: u64,
+    queries: usize,
+    keys: usize,
+    /// Position in the row of the first query, less that of the first key.
+    ahead: i64,
     blocks: Vec<Block>,
     visits: Vec<Visit>,
     masks: Vec<Mask>,
@@ -60,45 +65,77 @@ impl Plan {
     /// Cuts `layout` into blocks.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
+        let row = 0..layout.len() as u32;
+        Self::window(layout, row.clone(), row)
+    }
+
+    /// Cuts the `queries` of a layout into blocks, which see no keys but `keys`. Queries past the end of the layout see
+    /// nothing, keys past it are not seen.
+    ///
+    /// # Panics
+    /// Where a range ends before it starts.
+    #[must_use]
+    pub fn window(layout: &Layout, queries: Range<u32>, keys: Range<u32>) -> Self {
+        assert!(queries.start <= queries.end && keys.start <= keys.end, "ranges that end before they start");
         let mut plan = Self {
-            tokens: layout.len(),
-            pairs: layout.pairs(),
+            queries: queries.len(),
+            keys: keys.len(),
+            ahead: i64::from(queries.start) - i64::from(keys.start),
             blocks: Vec::new(),
             visits: Vec::new(),
             masks: Vec::new(),
             work: vec![0],
         };
-        for block in cut(layout).windows(2) {
-            plan.push(layout, block[0]..block[1]);
+        let window = Window { layout, first_query: queries.start, keys };
+        let end = queries.end.min((layout.len() as u32).max(queries.start));
+        for block in window.cut(queries.start..end).windows(2) {
+            plan.push(&window, block[0]..block[1]);
+        }
+        for start in (end..queries.end).step_by(BLOCK) {
+            plan.push(&window, start..queries.end.min(start + BLOCK as u32));
         }
         plan
     }
 
-    fn push(&mut self, layout: &Layout, queries: Range<u32>) {
+    /// Appends the block of `queries`, counted in the row.
+    fn push(&mut self, window: &Window<'_>, queries: Range<u32>) {
         let first = self.visits.len();
-        for (keys, lanes) in visits(layout, &queries) {
-            let mask = lanes.map(|lanes| {
+        for (keys, lanes) in window.visits(&queries) {
+            let start = window.keys.start;
+            let mask = lanes.map(|mut lanes| {
+                for i in 0..BLOCK {
+                    // Lanes that see nothing hold 0 and 0.
+                    lanes.lo[i] = lanes.lo[i].saturating_sub(start);
+                    lanes.hi[i] = lanes.hi[i].saturating_sub(start);
+                }
                 self.masks.push(*lanes);
                 self.masks.len() as u32 - 1
             });
-            self.visits.push(Visit { keys, mask });
+            self.visits.push(Visit { keys: keys.start - start..keys.end - start, mask });
         }
         let keys: u64 = self.visits[first..].iter().map(|v| u64::from(v.keys.end - v.keys.start)).sum();
         // A block that sees nothing still writes its rows.
         self.work.push(self.work[self.work.len() - 1] + (keys + 1) * queries.len() as u64);
+        let queries = queries.start - window.first_query..queries.end - window.first_query;
         self.blocks.push(Block { queries, visits: first..self.visits.len() });
     }
 
-    /// Tokens of the layout.
+    /// Queries of the window, `N_q`.
     #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.tokens
+    pub fn queries(&self) -> usize {
+        self.queries
     }
 
-    /// Visible pairs.
+    /// Keys of the window, `N_k`.
     #[must_use]
-    pub fn pairs(&self) -> u64 {
-        self.pairs
+    pub fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// Position in the row of query 0, less that of key 0.
+    #[must_use]
+    pub fn ahead(&self) -> i64 {
+        self.ahead
     }
 
     /// Pairs that the kernels compute, masked ones included.
@@ -129,113 +166,162 @@ impl Plan {
     }
 }
 
-/// Where to cut: a shortest path over candidate positions.
-fn cut(layout: &Layout) -> Vec<u32> {
-    let candidates = candidates(layout);
-    let mut best = vec![(0.0_f64, 0_usize); candidates.len()];
-    for i in 1..candidates.len() {
-        best[i].0 = f64::INFINITY;
-        for j in (0..i).rev() {
-            let queries = candidates[j]..candidates[i];
-            if queries.len() > BLOCK {
-                break;
-            }
-            let cost = best[j].0 + cost(layout, &queries);
-            if cost < best[i].0 {
-                best[i] = (cost, j);
-            }
-        }
-    }
-    let mut cuts = Vec::new();
-    let mut i = candidates.len() - 1;
-    while i > 0 {
-        cuts.push(candidates[i]);
-        i = best[i].1;
-    }
-    cuts.push(0);
-    cuts.reverse();
-    cuts
+/// A layout of which only some keys are there.
+struct Window<'a> {
+    layout: &'a Layout,
+    first_query: u32,
+    keys: Range<u32>,
 }
 
-/// Positions from 0 to the end, at most `BLOCK` apart: segment starts, and multiples of `QUANTUM` within segments.
-fn candidates(layout: &Layout) -> Vec<u32> {
-    let nearest = if layout.len() > LONG { QUANTUM } else { NEAREST };
-    let mut out = vec![0_u32];
-    for s in 0..layout.segments() {
-        for at in layout.span(s).step_by(QUANTUM) {
-            if (at - out[out.len() - 1]) as usize >= nearest {
-                out.push(at);
+impl Window<'_> {
+    /// Where to cut: a shortest path over candidate positions.
+    fn cut(&self, queries: Range<u32>) -> Vec<u32> {
+        let candidates = self.candidates(queries);
+        let mut best = vec![(0.0_f64, 0_usize); candidates.len()];
+        for i in 1..candidates.len() {
+            best[i].0 = f64::INFINITY;
+            for j in (0..i).rev() {
+                let queries = candidates[j]..candidates[i];
+                if queries.len() > BLOCK {
+                    break;
+                }
+                let cost = best[j].0 + self.cost(&queries);
+                if cost < best[i].0 {
+                    best[i] = (cost, j);
+                }
             }
         }
+        let mut cuts = Vec::new();
+        let mut i = candidates.len() - 1;
+        while i > 0 {
+            cuts.push(candidates[i]);
+            i = best[i].1;
+        }
+        cuts.push(candidates[0]);
+        cuts.reverse();
+        cuts
     }
-    if !layout.is_empty() {
-        out.push(layout.len() as u32);
+
+    /// Positions from the first of `queries` to their end, at most `BLOCK` apart: segment starts, and multiples of
+    /// `QUANTUM` within segments.
+    fn candidates(&self, queries: Range<u32>) -> Vec<u32> {
+        let nearest = if queries.len() > LONG { QUANTUM } else { NEAREST };
+        let mut out = vec![queries.start];
+        for s in self.segments(&queries) {
+            let span = self.layout.span(s);
+            for at in (span.start.max(queries.start)..span.end.min(queries.end)).step_by(QUANTUM) {
+                if (at - out[out.len() - 1]) as usize >= nearest {
+                    out.push(at);
+                }
+            }
+        }
+        if !queries.is_empty() {
+            out.push(queries.end);
+        }
+        out
     }
-    out
-}
 
-/// Segments that hold `queries`.
-fn segments(layout: &Layout, queries: &Range<u32>) -> Range<usize> {
-    layout.segment_of(queries.start)..layout.segment_of(queries.end - 1) + 1
-}
+    /// Segments that hold `queries`.
+    fn segments(&self, queries: &Range<u32>) -> Range<usize> {
+        if queries.is_empty() || queries.start as usize >= self.layout.len() {
+            return 0..0;
+        }
+        self.layout.segment_of(queries.start)..self.layout.segment_of(queries.end - 1) + 1
+    }
 
-/// Keys of its own segment that any of `queries` in segment `s` sees.
-fn zone(layout: &Layout, s: usize, queries: &Range<u32>) -> Range<u32> {
-    let span = layout.span(s);
-    let first = layout.own(s, queries.start.max(span.start));
-    let last = layout.own(s, (queries.end - 1).min(span.end - 1));
-    first.start..last.end
-}
+    /// Those of `keys` that are there; its ends are within the window even where it is empty.
+    fn clip(&self, keys: Range<u32>) -> Range<u32> {
+        let [start, end] = [keys.start, keys.end].map(|x| x.clamp(self.keys.start, self.keys.end));
+        start..end
+    }
 
-fn cost(layout: &Layout, queries: &Range<u32>) -> f64 {
-    let segments = segments(layout, queries);
-    let mut keys = 0_u64;
-    if segments.len() == 1 {
-        let s = segments.start;
-        let own = zone(layout, s, queries);
-        keys += u64::from(own.end - own.start);
-        keys += layout.ranges(s).iter().map(|r| u64::from(r.end - r.start)).sum::<u64>();
-    } else {
-        let mut ranges: Vec<Range<u32>> = segments
+    /// Keys of its own segment that any of `queries` in segment `s` sees.
+    fn zone(&self, s: usize, queries: &Range<u32>) -> Range<u32> {
+        let span = self.layout.span(s);
+        let first = self.layout.own(s, queries.start.max(span.start));
+        let last = self.layout.own(s, (queries.end - 1).min(span.end - 1));
+        self.clip(first.start..last.end)
+    }
+
+    /// Keys outside segment `s` that its queries see.
+    fn ranges(&self, s: usize) -> impl Iterator<Item = Range<u32>> {
+        self.layout.ranges(s).iter().map(|r| self.clip(r.clone())).filter(|r| !r.is_empty())
+    }
+
+    fn cost(&self, queries: &Range<u32>) -> f64 {
+        let segments = self.segments(queries);
+        let mut keys = 0_u64;
+        if segments.len() == 1 {
+            let s = segments.start;
+            keys += self.zone(s, queries).len() as u64;
+            keys += self.ranges(s).map(|r| r.len() as u64).sum::<u64>();
+        } else {
+            let mut ranges: Vec<Range<u32>> =
+                segments.clone().flat_map(|s| self.ranges(s).chain([self.zone(s, queries)])).collect();
+            ranges.sort_unstable_by_key(|r| r.start);
+            let mut end = 0;
+            for r in ranges {
+                let fresh = r.start.max(end)..r.end.max(end);
+                keys += u64::from(fresh.end - fresh.start);
+                end = fresh.end;
+            }
+        }
+        KEY_COST[queries.len().div_ceil(QUANTUM) - 1] * (keys as f64 + BLOCK_KEYS)
+    }
+
+    /// Key ranges that some of `queries` see, ascending; each query sees one interval of each.
+    fn visits(&self, queries: &Range<u32>) -> Vec<(Range<u32>, Lanes)> {
+        let segments = self.segments(queries);
+        let mut ends: Vec<u32> = segments
             .clone()
-            .flat_map(|s| layout.ranges(s).iter().cloned().chain([zone(layout, s, queries)]))
+            .flat_map(|s| self.ranges(s).chain([self.zone(s, queries)]))
+            .flat_map(|r| [r.start, r.end])
             .collect();
-        ranges.sort_unstable_by_key(|r| r.start);
-        let mut end = 0;
-        for r in ranges {
-            let fresh = r.start.max(end)..r.end.max(end);
-            keys += u64::from(fresh.end - fresh.start);
-            end = fresh.end;
+        ends.sort_unstable();
+        ends.dedup();
+        let mut out: Vec<(Range<u32>, Lanes)> = Vec::new();
+        for pair in ends.windows(2) {
+            let keys = pair[0]..pair[1];
+            let mask = self.lanes(queries, segments.clone(), &keys);
+            let seen = (0..queries.len()).any(|i| mask.lo[i] < mask.hi[i]);
+            if !seen {
+                continue;
+            }
+            let full = (0..queries.len()).all(|i| mask.lo[i] == keys.start && mask.hi[i] == keys.end);
+            push_visit(&mut out, keys, mask, full, queries.len());
         }
+        out
     }
-    KEY_COST[queries.len().div_ceil(QUANTUM) - 1] * (keys as f64 + BLOCK_KEYS)
+
+    /// What each query sees of `keys`, which no end of any range or zone divides.
+    fn lanes(&self, queries: &Range<u32>, segments: Range<usize>, keys: &Range<u32>) -> Box<Mask> {
+        let layout = self.layout;
+        let mut mask = Box::new(Mask { lo: [0; BLOCK], hi: [0; BLOCK] });
+        for s in segments {
+            let span = layout.span(s);
+            let ranges = layout.ranges(s);
+            let at = ranges.partition_point(|r| r.end <= keys.start);
+            let whole = ranges.get(at).is_some_and(|r| r.start <= keys.start);
+            for i in span.start.max(queries.start)..span.end.min(queries.end) {
+                let own = layout.own(s, i);
+                let seen = if whole {
+                    keys.clone()
+                } else if layout.inner(s) == Inner::None {
+                    0..0
+                } else {
+                    own.start.max(keys.start)..own.end.min(keys.end)
+                };
+                let lane = (i - queries.start) as usize;
+                if seen.start < seen.end {
+                    (mask.lo[lane], mask.hi[lane]) = (seen.start, seen.end);
+                }
+            }
+        }
+        mask
+    }
 }
 
 type Lanes = Option<Box<Mask>>;
-
-/// Key ranges that some of `queries` see, ascending; each query sees one interval of each.
-fn visits(layout: &Layout, queries: &Range<u32>) -> Vec<(Range<u32>, Lanes)> {
-    let segments = segments(layout, queries);
-    let mut ends: Vec<u32> = segments
-        .clone()
-        .flat_map(|s| layout.ranges(s).iter().cloned().chain([zone(layout, s, queries)]))
-        .flat_map(|r| [r.start, r.end])
-        .collect();
-    ends.sort_unstable();
-    ends.dedup();
-    let mut out: Vec<(Range<u32>, Lanes)> = Vec::new();
-    for pair in ends.windows(2) {
-        let keys = pair[0]..pair[1];
-        let mask = lanes(layout, queries, segments.clone(), &keys);
-        let seen = (0..queries.len()).any(|i| mask.lo[i] < mask.hi[i]);
-        if !seen {
-            continue;
-        }
-        let full = (0..queries.len()).all(|i| mask.lo[i] == keys.start && mask.hi[i] == keys.end);
-        push_visit(&mut out, keys, mask, full, queries.len());
-    }
-    out
-}
 
 /// Joins `keys` to the last visit where each query still sees one interval and no long range gains a mask.
 fn push_visit(
@@ -281,32 +367,6 @@ fn join(mask: &mut Mask, i: usize, lo: u32, hi: u32) -> bool {
     let touches = mask.hi[i] == lo;
     mask.hi[i] = hi;
     touches
-}
-
-/// What each query sees of `keys`, which no end of any range or zone divides.
-fn lanes(layout: &Layout, queries: &Range<u32>, segments: Range<usize>, keys: &Range<u32>) -> Box<Mask> {
-    let mut mask = Box::new(Mask { lo: [0; BLOCK], hi: [0; BLOCK] });
-    for s in segments {
-        let span = layout.span(s);
-        let ranges = layout.ranges(s);
-        let at = ranges.partition_point(|r| r.end <= keys.start);
-        let whole = ranges.get(at).is_some_and(|r| r.start <= keys.start);
-        for i in span.start.max(queries.start)..span.end.min(queries.end) {
-            let own = layout.own(s, i);
-            let seen = if whole {
-                keys.clone()
-            } else if layout.inner(s) == Inner::None {
-                0..0
-            } else {
-                own.start.max(keys.start)..own.end.min(keys.end)
-            };
-            let lane = (i - queries.start) as usize;
-            if seen.start < seen.end {
-                (mask.lo[lane], mask.hi[lane]) = (seen.start, seen.end);
-            }
-        }
-    }
-    mask
 }
 
 #[cfg(test)]

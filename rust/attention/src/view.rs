@@ -13,18 +13,20 @@ pub struct Dims {
     pub heads: usize,
     /// `H_kv`, heads of keys and values; divides `H`.
     pub kv_heads: usize,
-    /// `N`.
-    pub tokens: usize,
+    /// `N_q`, rows of queries.
+    pub queries: usize,
+    /// `N_k`, rows of keys and values.
+    pub keys: usize,
     /// `D`.
     pub width: usize,
 }
 
 impl Dims {
     pub(crate) fn query_shape(&self) -> [usize; 4] {
-        [self.batch, self.heads, self.tokens, self.width]
+        [self.batch, self.heads, self.queries, self.width]
     }
     pub(crate) fn key_shape(&self) -> [usize; 4] {
-        [self.batch, self.kv_heads, self.tokens, self.width]
+        [self.batch, self.kv_heads, self.keys, self.width]
     }
 }
 

@@ -3,9 +3,10 @@
 #![allow(clippy::float_cmp)] // Equal infinities are equal; everything else is compared within a bound.
 
 use sensorium_attention::{
-    Dims, Inner, Layout, Plan, Sample, Segment, Strides, View, ViewMut, backward, forward,
+    Dims, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut, backward, forward,
 };
 use sensorium_core::{Float, Level, isa, threads};
+use std::ops::Range;
 
 /// The instruction set in force is the whole process's: one test at a time.
 static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -49,7 +50,10 @@ impl Random {
 
 struct Case<T> {
     dims: Dims,
-    layout: Layout,
+    /// One for all samples, or one each.
+    layouts: Vec<Layout>,
+    /// Rows of the layouts that the queries are, and the keys.
+    window: [Range<u32>; 2],
     q: Vec<T>,
     k: Vec<T>,
     v: Vec<T>,
@@ -60,41 +64,56 @@ struct Case<T> {
 impl<T: Float> Case<T> {
     fn draw(seed: u64) -> Self {
         let mut random = Random(seed);
-        let layout = random.layout();
         let kv_heads = 1 + random.below(2);
+        let batch = 1 + random.below(3);
+        let layouts: Vec<Layout> =
+            (0..if random.below(3) == 0 { batch } else { 1 }).map(|_| random.layout()).collect();
+        let tokens = layouts.iter().map(Layout::len).max().unwrap_or(0);
+        // Windows may end past a layout, which is then as good as padded.
+        let mut window = || {
+            let start = random.below(tokens + 1);
+            start as u32..(start + random.below(tokens + 9 - start)) as u32
+        };
+        let whole = 0..tokens as u32;
+        let window = if seed.is_multiple_of(2) { [whole.clone(), whole] } else { [window(), window()] };
         let dims = Dims {
-            batch: 1 + random.below(2),
+            batch,
             heads: kv_heads * (1 + random.below(3)),
             kv_heads,
-            tokens: layout.len(),
+            queries: window[0].len(),
+            keys: window[1].len(),
             width: [0, 1, 2, 3, 7, 8, 16, 24, 33, 65][random.below(10)],
         };
         let (nq, nk) = (
-            dims.batch * dims.heads * dims.tokens * dims.width,
-            dims.batch * kv_heads * dims.tokens * dims.width,
+            dims.batch * dims.heads * dims.queries * dims.width,
+            dims.batch * kv_heads * dims.keys * dims.width,
         );
         let scale = [0.5, -0.7, 0.0, 1.3][random.below(4)];
         let (q, k) = (random.values(nq), random.values(nk));
-        Self { dims, layout, q, k, v: random.values(nk), g: random.values(nq), scale }
+        Self { dims, layouts, window, q, k, v: random.values(nk), g: random.values(nq), scale }
     }
 
     fn shapes(&self) -> ([usize; 4], [usize; 4]) {
         let d = self.dims;
-        ([d.batch, d.heads, d.tokens, d.width], [d.batch, d.kv_heads, d.tokens, d.width])
+        ([d.batch, d.heads, d.queries, d.width], [d.batch, d.kv_heads, d.keys, d.width])
     }
 
     /// `[out, lse, dq, dk, dv]` by the kernels.
     fn run(&self) -> [Vec<T>; 5] {
         let (qs, ks) = self.shapes();
         let (sq, sk) = (Strides::contiguous(qs), Strides::contiguous(ks));
-        let plan = Plan::new(&self.layout);
+        let [queries, keys] = &self.window;
+        let plans: Vec<Plan> =
+            self.layouts.iter().map(|l| Plan::window(l, queries.clone(), keys.clone())).collect();
+        let plans: Vec<&Plan> = plans.iter().collect();
+        let scoring = Scoring::new(self.scale);
         let view = |data, shape, strides| View::new("q", data, shape, strides).unwrap();
         let (q, k, v) = (view(&self.q, qs, sq), view(&self.k, ks, sk), view(&self.v, ks, sk));
         let nan = T::from_f64(f64::NAN);
         let mut out = vec![nan; self.q.len()];
         let mut lse = vec![nan; qs[0] * qs[1] * qs[2]];
         let to = ViewMut::new("out", &mut out, qs, sq).unwrap();
-        forward(self.dims, &plan, q, k, v, self.scale, to, &mut lse).unwrap();
+        forward(self.dims, &plans, scoring, q, k, v, to, &mut lse).unwrap();
         let mut grads = [vec![nan; self.q.len()], vec![nan; self.k.len()], vec![nan; self.k.len()]];
         let [dq, dk, dv] = &mut grads;
         let to = [
@@ -103,28 +122,28 @@ impl<T: Float> Case<T> {
             ViewMut::new("dv", dv, ks, sk).unwrap(),
         ];
         let (g, o) = (view(&self.g, qs, sq), view(&out, qs, sq));
-        backward(self.dims, &plan, g, q, k, v, o, &lse, self.scale, to).unwrap();
+        backward(self.dims, &plans, scoring, g, q, k, v, o, &lse, to).unwrap();
         let [dq, dk, dv] = grads;
         [out, lse, dq, dk, dv]
     }
 
     /// The same as sums in `f64`.
     fn reference(&self) -> [Vec<f64>; 5] {
-        let Dims { batch, heads, kv_heads, tokens, width } = self.dims;
-        let mut mask = vec![false; tokens * tokens];
-        self.layout.dense(&mut mask).unwrap();
+        let Dims { batch, heads, kv_heads, queries, keys, width } = self.dims;
+        let masks: Vec<Vec<bool>> = self.layouts.iter().map(|layout| self.mask(layout)).collect();
         let wide = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
         let (q, k, v, g) = (wide(&self.q), wide(&self.k), wide(&self.v), wide(&self.g));
         let mut out = vec![0.0; q.len()];
-        let mut lse = vec![f64::NEG_INFINITY; batch * heads * tokens];
+        let mut lse = vec![f64::NEG_INFINITY; batch * heads * queries];
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-        for row in 0..batch * heads * tokens {
-            let (head, i) = (row / tokens, row % tokens);
+        for row in 0..batch * heads * queries {
+            let (head, i) = (row / queries, row % queries);
+            let mask = &masks[if masks.len() == 1 { 0 } else { head / heads }];
             let kv = head / heads * kv_heads + head % heads / (heads / kv_heads);
-            let at = |j: usize| (kv * tokens + j) * width;
+            let at = |j: usize| (kv * keys + j) * width;
             let dot = |a: &[f64], b: &[f64]| (0..width).map(|d| a[d] * b[d]).sum::<f64>();
             let (qi, gi) = (&q[row * width..][..width], &g[row * width..][..width]);
-            let seen: Vec<usize> = (0..tokens).filter(|j| mask[i * tokens + j]).collect();
+            let seen: Vec<usize> = (0..keys).filter(|j| mask[i * keys + j]).collect();
             let scores: Vec<f64> = seen.iter().map(|&j| self.scale * dot(qi, &k[at(j)..])).collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
@@ -151,10 +170,20 @@ impl<T: Float> Case<T> {
         [out, lse, dq, dk, dv]
     }
 
+    /// Row-major `(queries, keys)`.
+    fn mask(&self, layout: &Layout) -> Vec<bool> {
+        let n = layout.len();
+        let mut dense = vec![false; n * n];
+        layout.dense(&mut dense).unwrap();
+        let [queries, keys] = self.window.clone().map(|r| r.start as usize..r.end as usize);
+        let seen = |i: usize, j: usize| i < n && j < n && dense[i * n + j];
+        queries.flat_map(|i| keys.clone().map(move |j| (i, j))).map(|(i, j)| seen(i, j)).collect()
+    }
+
     fn check(&self, what: &str) {
         // All inputs are within [-1, 1]: scores within D, sums of at most N * group terms of size D.
-        let Dims { heads, kv_heads, tokens, width, .. } = self.dims;
-        let terms = (tokens * (heads / kv_heads.max(1)) + 8 * width + 8) as f64;
+        let Dims { heads, kv_heads, queries, keys, width, .. } = self.dims;
+        let terms = (queries.max(keys) * (heads / kv_heads.max(1)) + 8 * width + 8) as f64;
         let bound = T::EPSILON.to_f64() * terms * (2 + width) as f64;
         for (name, (got, want)) in
             ["out", "lse", "dq", "dk", "dv"].iter().zip(self.run().iter().zip(&self.reference()))
@@ -165,7 +194,7 @@ impl<T: Float> Case<T> {
                     got == *want || (got - want).abs() <= bound,
                     "{what} {name}[{i}] is {got}, expected {want} within {bound}: {:?} {:?}",
                     self.dims,
-                    self.layout
+                    self.layouts
                 );
             }
         }
@@ -192,11 +221,12 @@ fn the_number_of_threads_changes_no_bit() {
     let segments = [segment(Inner::Causal, 200), segment(Inner::Full, 300)];
     let layout = Layout::new(&[Sample { segments: &segments, window: None, visible: None }]).unwrap();
     for (heads, kv_heads) in [(1, 1), (3, 1), (2, 2)] {
-        let dims = Dims { batch: 1, heads, kv_heads, tokens: 500, width: 32 };
+        let dims = Dims { batch: 1, heads, kv_heads, queries: 500, keys: 500, width: 32 };
         let mut random = Random(7);
         let case = Case::<f32> {
             dims,
-            layout: layout.clone(),
+            layouts: vec![layout.clone()],
+            window: [0..500, 0..500],
             q: random.values(heads * 500 * 32),
             k: random.values(kv_heads * 500 * 32),
             v: random.values(kv_heads * 500 * 32),
@@ -232,16 +262,19 @@ fn what_is_not_seen_never_reaches_a_row() {
             Layout::new(&[Sample { segments: &segments, window: None, visible: Some(&visible) }]).unwrap();
         let mut mask = vec![false; 70 * 70];
         layout.dense(&mut mask).unwrap();
-        let dims = Dims { batch: 1, heads: 1, kv_heads: 1, tokens: 70, width: 9 };
+        let dims = Dims { batch: 1, heads: 1, kv_heads: 1, queries: 70, keys: 70, width: 9 };
         let mut random = Random(3);
         let mut values = || random.values::<f32>(70 * 9);
-        let clean = Case { dims, layout, q: values(), k: values(), v: values(), g: values(), scale: 0.3 };
+        let (layouts, window) = (vec![layout], [0..70, 0..70]);
+        let (q, k, v, g) = (values(), values(), values(), values());
+        let clean = Case { dims, layouts, window, q, k, v, g, scale: 0.3 };
         let before = clean.run();
         for bad in [f32::NAN, f32::INFINITY] {
             for token in [0, 17, 35, 60] {
                 for which in 0..4 {
                     let mut case = Case {
-                        layout: clean.layout.clone(),
+                        layouts: clean.layouts.clone(),
+                        window: clean.window.clone(),
                         q: clean.q.clone(),
                         k: clean.k.clone(),
                         v: clean.v.clone(),
@@ -273,20 +306,26 @@ fn what_is_not_seen_never_reaches_a_row() {
 fn errors_name_the_argument() {
     let layout = Layout::new(&[]).unwrap();
     let plan = Plan::new(&layout);
-    let dims = Dims { batch: 1, heads: 3, kv_heads: 2, tokens: 0, width: 2 };
+    let dims = Dims { batch: 1, heads: 3, kv_heads: 2, queries: 0, keys: 0, width: 2 };
     let (qs, ks) = ([1, 3, 0, 2], [1, 2, 0, 2]);
     let call = |dims, qs, ks, scale| {
         let q = View::<f32>::new("q", &[], qs, Strides::contiguous(qs)).unwrap();
         let k = View::<f32>::new("k", &[], ks, Strides::contiguous(ks)).unwrap();
         let out = ViewMut::new("out", &mut [], qs, Strides::contiguous(qs)).unwrap();
-        forward(dims, &plan, q, k, k, scale, out, &mut []).map_err(|e| e.to_string())
+        forward(dims, &[&plan], Scoring::new(scale), q, k, k, out, &mut []).map_err(|e| e.to_string())
     };
     assert_eq!(call(dims, qs, ks, 1.0).unwrap_err(), "k has H_kv=2, which does not divide H=3 of q");
     let dims = Dims { heads: 2, ..dims };
     let qs = [1, 2, 0, 2];
     assert_eq!(call(dims, qs, ks, f64::NAN).unwrap_err(), "scale must be finite, not NaN");
     assert_eq!(call(dims, [1, 2, 0, 5], ks, 1.0).unwrap_err(), "q has D=5, expected D=2");
-    let more = Dims { tokens: 4, ..dims };
+    let more = Dims { queries: 4, ..dims };
     assert_eq!(call(more, qs, ks, 1.0).unwrap_err(), "q has N=4, expected N=0");
+    let more = Dims { keys: 4, ..dims };
+    assert_eq!(call(more, qs, ks, 1.0).unwrap_err(), "k has N=4, expected N=0");
     assert_eq!(call(dims, qs, ks, 1.0), Ok(()));
+    let q = View::<f32>::new("q", &[], qs, Strides::contiguous(qs)).unwrap();
+    let out = ViewMut::new("out", &mut [], qs, Strides::contiguous(qs)).unwrap();
+    let three = forward(dims, &[&plan; 3], Scoring::new(1.0), q, q, q, out, &mut []);
+    assert_eq!(three.unwrap_err().to_string(), "layout has 3 plans, expected 1 or B=1");
 }

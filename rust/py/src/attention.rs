@@ -8,10 +8,11 @@ use numpy::{
 };
 use pyo3::prelude::*;
 use sensorium_attention::{
-    self as attention, Dims, Inner, Layout, Plan, Sample, Segment, Strides, View, ViewMut,
+    self as attention, Dims, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut,
 };
 use sensorium_core::Float;
-use std::sync::OnceLock;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Rule, length, hidden, anchor.
 type SegmentRow = (u8, usize, bool, bool);
@@ -20,11 +21,19 @@ type SampleRow = (Vec<SegmentRow>, Option<usize>, Option<Vec<bool>>);
 /// Rule, start, end and key ranges outside it.
 type RangesRow = (u8, u32, u32, Vec<(u32, u32)>);
 
-/// A layout's canonical form, and the plan that kernels follow, made when first needed.
+/// Plans of windows that a layout keeps, the last used first.
+const KEPT: usize = 8;
+
+/// Rows of the layout that the queries are, and the keys.
+type Window = [Range<u32>; 2];
+
+/// A layout's canonical form, and the plans that kernels follow, made when first needed.
 #[pyclass(frozen, module = "sensorium._core")]
 pub(crate) struct AttentionLayout {
     layout: Layout,
-    plan: OnceLock<Plan>,
+    /// Of the whole row.
+    plan: OnceLock<Arc<Plan>>,
+    windows: Mutex<Vec<(Window, Arc<Plan>)>>,
 }
 
 #[pymethods]
@@ -59,7 +68,7 @@ impl AttentionLayout {
             })
             .collect();
         let layout = Layout::new(&samples).map_err(door::translate)?;
-        Ok(Self { layout, plan: OnceLock::new() })
+        Ok(Self { layout, plan: OnceLock::new(), windows: Mutex::new(Vec::new()) })
     }
 
     /// Visible pairs.
@@ -71,7 +80,7 @@ impl AttentionLayout {
     /// Pairs that the kernels compute, masked ones included.
     #[getter]
     fn work(&self) -> u64 {
-        self.plan().work()
+        self.whole().work()
     }
 
     /// Rule, start, end and outside key ranges of each segment.
@@ -98,9 +107,50 @@ impl AttentionLayout {
 }
 
 impl AttentionLayout {
-    fn plan(&self) -> &Plan {
-        self.plan.get_or_init(|| Plan::new(&self.layout))
+    fn whole(&self) -> &Arc<Plan> {
+        self.plan.get_or_init(|| Arc::new(Plan::new(&self.layout)))
     }
+
+    fn plan(&self, window: &Window) -> Arc<Plan> {
+        let row = 0..self.layout.len() as u32;
+        if window.iter().all(|range| *range == row) {
+            return Arc::clone(self.whole());
+        }
+        // A plan is made outside the lock: another thread may make the same, which is as good.
+        let kept = || self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = kept();
+        if let Some(i) = windows.iter().position(|(key, _)| key == window) {
+            windows[..=i].rotate_right(1);
+            return Arc::clone(&windows[0].1);
+        }
+        drop(windows);
+        let [queries, keys] = window.clone();
+        let plan = Arc::new(Plan::window(&self.layout, queries, keys));
+        let mut windows = kept();
+        windows.truncate(KEPT - 1);
+        windows.insert(0, (window.clone(), Arc::clone(&plan)));
+        plan
+    }
+}
+
+/// Rows of the layouts that `dims` and the offsets of queries and keys name.
+fn window(dims: Dims, [query, key]: [usize; 2]) -> PyResult<Window> {
+    let range = |name: &str, start: usize, len: usize| {
+        let end = start.checked_add(len).and_then(|end| u32::try_from(end).ok());
+        let end = end.ok_or_else(|| ArgumentError::new_err(format!("{name} is too large: {start}")))?;
+        Ok::<_, PyErr>(start as u32..end)
+    };
+    Ok([range("query_offset", query, dims.queries)?, range("key_offset", key, dims.keys)?])
+}
+
+/// The plans of a call.
+fn plans(
+    layouts: &[PyRef<'_, AttentionLayout>],
+    dims: Dims,
+    offsets: [usize; 2],
+) -> PyResult<Vec<Arc<Plan>>> {
+    let window = window(dims, offsets)?;
+    Ok(layouts.iter().map(|layout| layout.plan(&window)).collect())
 }
 
 fn borrow<'a, 'py, T: Element>(
@@ -189,14 +239,15 @@ impl<'py, T: Element + Float> TensorMut<'py, T> {
 }
 
 fn dims(q: [usize; 4], k: [usize; 4]) -> Dims {
-    Dims { batch: q[0], heads: q[1], kv_heads: k[1], tokens: q[2], width: q[3] }
+    Dims { batch: q[0], heads: q[1], kv_heads: k[1], queries: q[2], keys: k[2], width: q[3] }
 }
 
 /// Writes `out` and `lse`.
 #[pyfunction]
 pub(crate) fn attention_forward(
     py: Python<'_>,
-    layout: &AttentionLayout,
+    layouts: Vec<PyRef<'_, AttentionLayout>>,
+    offsets: [usize; 2],
     q: &Bound<'_, PyAny>,
     k: &Bound<'_, PyAny>,
     v: &Bound<'_, PyAny>,
@@ -210,13 +261,16 @@ pub(crate) fn attention_forward(
         let mut lse = crate::array::InOut::<T>::new("lse", lse)?;
         let (dims, q, k, v) = (dims(q.shape, k.shape), q.view(), k.view(), v.view());
         let (out, lse) = (out.view(), lse.as_slice_mut());
-        door::run(py, || attention::forward(dims, layout.plan(), q, k, v, scale, out, lse))
+        let plans = plans(&layouts, dims, offsets)?;
+        let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
+        let scoring = Scoring::new(scale);
+        door::run(py, || attention::forward(dims, &plans, scoring, q, k, v, out, lse))
     })
 }
 
 /// The three tensors of a packed `(B, N, 3, H, D)` array, which interleave without sharing an element.
 fn unpack<T: Float>(packed: &mut [T], dims: Dims) -> PyResult<[ViewMut<'_, T>; 3]> {
-    let Dims { batch, heads, tokens, width, .. } = dims;
+    let Dims { batch, heads, queries: tokens, width, .. } = dims;
     let part = heads * width;
     if Some(packed.len()) != [tokens, 3, part].into_iter().try_fold(batch, usize::checked_mul) {
         let want = [batch, tokens, 3, heads, width];
@@ -234,7 +288,8 @@ fn unpack<T: Float>(packed: &mut [T], dims: Dims) -> PyResult<[ViewMut<'_, T>; 3
 #[pyfunction]
 pub(crate) fn attention_backward(
     py: Python<'_>,
-    layout: &AttentionLayout,
+    layouts: Vec<PyRef<'_, AttentionLayout>>,
+    offsets: [usize; 2],
     grad_out: &Bound<'_, PyAny>,
     q: &Bound<'_, PyAny>,
     k: &Bound<'_, PyAny>,
@@ -251,10 +306,11 @@ pub(crate) fn attention_backward(
         let lse = crate::array::Input::<T>::new("lse", lse)?;
         let (dims, q, k, v) = (dims(q.shape, k.shape), q.view(), k.view(), v.view());
         let (grad_out, out, lse) = (grad_out.view(), out.view(), lse.as_slice());
+        let plans = plans(&layouts, dims, offsets)?;
+        let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
+        let scoring = Scoring::new(scale);
         let run = |grads| {
-            door::run(py, || {
-                attention::backward(dims, layout.plan(), grad_out, q, k, v, out, lse, scale, grads)
-            })
+            door::run(py, || attention::backward(dims, &plans, scoring, grad_out, q, k, v, out, lse, grads))
         };
         match grads.as_slice() {
             [dq, dk, dv] => {
