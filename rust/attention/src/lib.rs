@@ -14,10 +14,12 @@
 
 mod backward;
 mod batch;
+mod carry;
 mod forward;
 mod layout;
 mod pack;
 mod plan;
+mod rotary;
 mod score;
 mod scratch;
 mod tile;
@@ -28,5 +30,6 @@ pub use backward::backward;
 pub use forward::forward;
 pub use layout::{Inner, Layout, Sample, Segment};
 pub use plan::Plan;
+pub use rotary::{Rotation, rotate};
 pub use score::Scoring;
 pub use view::{Dims, Strides, View, ViewMut};

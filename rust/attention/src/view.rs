@@ -1,7 +1,7 @@
 //! Tensors of `(B, H, N, D)` with any distance between batches, heads and rows, and unit distance along `D`: views of
 //! one packed projection are read and written where they are.
 
-use sensorium_core::{Error, Float, Result};
+use sensorium_core::{Error, Result, Storage};
 use std::marker::PhantomData;
 
 /// Sizes.
@@ -102,7 +102,7 @@ fn check_span(arg: &'static str, len: usize, shape: [usize; 4], strides: Strides
     if len < want { Err(Error::Len { arg, want, got: len }) } else { Ok(()) }
 }
 
-impl<'a, T: Float> View<'a, T> {
+impl<'a, T: Storage> View<'a, T> {
     /// A tensor in `data`, which may hold more.
     ///
     /// # Errors
@@ -120,6 +120,12 @@ impl<'a, T: Float> View<'a, T> {
     #[must_use]
     pub unsafe fn from_raw(data: *const T, shape: [usize; 4], strides: Strides) -> Self {
         Self { data, shape, strides, lifetime: PhantomData }
+    }
+
+    /// `(B, H, N, D)`.
+    #[must_use]
+    pub fn shape(&self) -> [usize; 4] {
+        self.shape
     }
 
     pub(crate) fn check(&self, arg: &'static str, shape: [usize; 4]) -> Result<()> {
@@ -166,7 +172,7 @@ unsafe impl<T: Send> Sync for ViewMut<'_, T> {}
 // SAFETY: as an exclusive slice.
 unsafe impl<T: Send> Send for ViewMut<'_, T> {}
 
-impl<'a, T: Float> ViewMut<'a, T> {
+impl<'a, T: Storage> ViewMut<'a, T> {
     /// A tensor in `data`, which may hold more.
     ///
     /// # Errors

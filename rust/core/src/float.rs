@@ -1,5 +1,6 @@
 //! The two element types that kernels are written over.
 
+use crate::half::Storage;
 use crate::isa::{self, Kernel, Level};
 use crate::math::Coefficients;
 use std::fmt::{Debug, Display};
@@ -26,6 +27,7 @@ pub trait Float:
     + DivAssign
     + Sum
     + Coefficients
+    + Storage<Float = Self>
     + 'static
 {
     /// Zero.
