@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,65 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from .._validate import check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ._dense import MAX_DENSE
+from ._multimodal_layouts import MultimodalLayouts
+from ._segment import INNER, MAX_LENGTH, Segment, one_of
+from ._token_layouts import TokenLayouts
 
 __all__ = ["Layout", "Segment"]
 
-Inner = Literal["none", "diagonal", "causal", "full"]
-_INNER: tuple[str, ...] = get_args(Inner)
-_MAX_LENGTH = 2**31 - 1
-_MAX_DENSE = 2**14
 _MAX_DRAWN = 20_000
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise DTypeError(f"{name} must be True or False, not {type(value).__name__}")
-    return bool(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A run of tokens that the others see whole or not at all.
-
-    Parameters
-    ----------
-    inner : {"causal", "full", "diagonal", "none"}
-        How a token sees its own segment: itself and what comes before it, all of it, itself alone, or
-        nothing.
-    length : int
-        Tokens, at least 1.
-    hidden : bool
-        No later segment sees it: a noised copy, or the target of a prediction.
-    anchor : bool
-        Later segments see it beyond the window: a keyframe, or a system prompt.
-
-    Raises
-    ------
-    ArgumentError, DTypeError
-        Where an argument is none of these.
-
-    Examples
-    --------
-    >>> from sensorium.ops import Segment
-    >>> Segment("causal", 16)
-    Segment(inner='causal', length=16, hidden=False, anchor=False)
-    """
-
-    inner: Inner
-    length: int
-    hidden: bool = False
-    anchor: bool = False
-
-    def __post_init__(self) -> None:
-        if self.inner not in _INNER:
-            raise ArgumentError(f"inner must be one of causal, full, diagonal, none, not {self.inner!r}")
-        object.__setattr__(self, "length", check_integer("length", self.length, 1, _MAX_LENGTH))
-        object.__setattr__(self, "hidden", _flag("hidden", self.hidden))
-        object.__setattr__(self, "anchor", _flag("anchor", self.anchor))
-
-    def _describe(self) -> str:
-        flags = [name for name in ("hidden", "anchor") if getattr(self, name)]
-        return " ".join([self.inner, str(self.length), *flags])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +37,7 @@ class _Sample:
     visible: bytes | None
 
     def _row(self) -> tuple[list[tuple[int, int, bool, bool]], int | None, list[bool] | None]:
-        rows = [(_INNER.index(s.inner), s.length, s.hidden, s.anchor) for s in self.segments]
+        rows = [(INNER.index(s.inner), s.length, s.hidden, s.anchor) for s in self.segments]
         window = None if self.window is None else min(self.window, len(rows))
         return rows, window, None if self.visible is None else [byte != 0 for byte in self.visible]
 
@@ -127,16 +76,21 @@ def _relation(visible: ArrayLike, size: int) -> bytes:
     return array.astype(np.bool_).tobytes()
 
 
-class Layout:
+class Layout(MultimodalLayouts, TokenLayouts):
     """Who sees whom in a row of tokens.
 
-    By the rules, segment ``s`` sees an earlier segment ``r`` of the same sample when ``r`` is not ``hidden``
-    and ``window is None`` or ``s - r <= window`` or ``r`` is an ``anchor``. It sees no later segment and no
-    other sample. A query that sees nothing is allowed: attention gives it 0. Layouts are immutable, compare
-    by what they were made of, can be keys of a dictionary, and keep what the kernels derive from them: make
-    one and use it often.
+    By the rules, segment ``s`` sees an earlier segment ``r`` of the same sample when ``r`` is not
+    ``hidden`` and ``window is None`` or ``s - r <= window`` or ``r`` is an ``anchor``. It sees no later
+    segment and no other sample. A query that sees nothing is allowed: attention gives it 0. Layouts are
+    immutable, compare by what they were made of, can be keys of a dictionary, and keep what the kernels
+    derive from them: make one and use it often.
 
-    Padding is a segment with ``inner="none"`` in a sample of its own, which :meth:`padded` appends.
+    The layouts of the field are class methods: :meth:`causal`, :meth:`full`, :meth:`prefix_lm`,
+    :meth:`text_to_image`, :meth:`image_to_text`, :meth:`interleaved`, :meth:`decoupled`, :meth:`frames`,
+    :meth:`block_causal`, :meth:`block_diffusion`, :meth:`sliding_window`, :meth:`cross`; rows of several
+    samples are :meth:`packed`, :meth:`from_lengths`, :meth:`from_cu_seqlens`; a mask becomes one by
+    :meth:`from_dense`. Padding is a segment with ``inner="none"`` in a sample of its own, which
+    :meth:`padded` adds.
 
     Parameters
     ----------
@@ -195,13 +149,13 @@ class Layout:
         self._core = _core.AttentionLayout([sample._row() for sample in samples])
 
     @classmethod
-    def _of(cls, samples: tuple[_Sample, ...]) -> Layout:
+    def _of(cls, samples: tuple[_Sample, ...]) -> Self:
         layout = cls.__new__(cls)
         layout._build(samples)
         return layout
 
     @classmethod
-    def packed(cls, samples: Iterable[Layout | Sequence[Segment]], window: int | None = None) -> Layout:
+    def packed(cls, samples: Iterable[Layout | Sequence[Segment]], window: int | None = None) -> Self:
         """Return several samples in one row; none sees another.
 
         Parameters
@@ -233,18 +187,35 @@ class Layout:
                 out.append(_Sample(_segments(f"samples[{i}]", sample), window, None))
         return cls._of(tuple(out))
 
-    def padded(self, length: int) -> Layout:
+    def padded(self, length: int, *, side: Literal["right", "left"] = "right") -> Layout:
         """Return the layout with padding up to ``length`` tokens: it sees nothing and nobody sees it.
+
+        Parameters
+        ----------
+        length : int
+            Tokens with the padding.
+        side : {"right", "left"}
+            Where the padding goes: after the row, or before it as decoders pad their prompts.
 
         Raises
         ------
         ArgumentError
-            Where the layout is longer than ``length``.
+            Where the layout is longer than ``length``, or ``side`` is neither.
+
+        Examples
+        --------
+        >>> from sensorium.ops import Layout
+        >>> Layout.causal(2).padded(3, side="left").dense().astype(int)
+        array([[0, 0, 0],
+               [0, 1, 0],
+               [0, 1, 1]])
         """
-        length = check_integer("length", length, self._length, _MAX_LENGTH)
+        length = check_integer("length", length, self._length, MAX_LENGTH)
+        one_of("side", side, ("right", "left"))
         if length == self._length:
             return self
-        return self._of((*self._samples, _Sample((Segment("none", length - self._length),), None, None)))
+        padding = _Sample((Segment("none", length - self._length),), None, None)
+        return self._of((*self._samples, padding) if side == "right" else (padding, *self._samples))
 
     @property
     def length(self) -> int:
@@ -300,8 +271,8 @@ class Layout:
             Where ``N`` is above 16,384 (256 MB).
         """
         n = self._length
-        if n > _MAX_DENSE:
-            raise ArgumentError(f"length is {n}: a dense mask is made up to {_MAX_DENSE} tokens")
+        if n > MAX_DENSE:
+            raise ArgumentError(f"length is {n}: a dense mask is made up to {MAX_DENSE} tokens")
         return self._core.dense().reshape(n, n)
 
     def draw(self, path: str | Path, *, labels: Sequence[str] | None = None) -> Path:
