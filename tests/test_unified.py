@@ -23,7 +23,8 @@ from sensorium.models.unified import (
     loss,
 )
 from sensorium.models.unified.decode import sample
-from sensorium.models.unified.network import shapes
+from sensorium.models.unified.network import hidden, shapes
+from sensorium.models.unified.reader import Reader
 from sensorium.tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
 
 TEXT = Modality("text", "autoregressive", codes=3, length=2, pad=2)
@@ -114,6 +115,50 @@ def test_sampled_texts_are_as_frequent_as_they_are_likely():
     p = np.exp(log_likelihood(params, CONFIG, {"image": image[: len(texts)]}, "text", texts))
     # Each count is binomial: five standard deviations, for at most seven texts.
     assert (np.abs(count - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_reading_piece_by_piece_gives_what_reading_at_once_does(dtype):
+    params, row = random_params(dtype=dtype), Row(VOCABULARY, (("image", "text"),))
+    tokens = fill_row(row, [np.array([[0, 1, 2, 3], [4, 3, 2, 1]]), np.array([[0, 1], [1, 2]])]).tokens
+    whole = hidden(params, CONFIG, row, tokens)
+    tolerance = 1e-12 if dtype == np.float64 else 1e-5
+    # A segment that is read whole has its final states; the text is causal, and may be cut anywhere.
+    for cuts in ([4, 5, 6, 7], [7], [4, 7], [5, 7]):
+        reader = Reader(params, CONFIG, row, tokens.copy())
+        parts = [reader.read(a, b) for a, b in itertools.pairwise([0, *cuts])]
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=tolerance)
+    reader = Reader(params, CONFIG, row, tokens.copy())
+    np.testing.assert_allclose(reader.read(4, 7), whole[:, 4:], rtol=0, atol=tolerance)
+    # A segment that changed is read anew, what stands before it is not.
+    reader.tokens[:, 5:] = tokens[::-1, 5:]
+    reader.forget(5)
+    changed = hidden(params, CONFIG, row, reader.tokens)
+    np.testing.assert_allclose(reader.read(5, 7), changed[:, 5:], rtol=0, atol=tolerance)
+    assert np.abs(changed[:, 5:] - whole[:, 5:]).max() > 0.01
+
+
+class Forgetful(Reader):
+    """Reads whole rows at every step."""
+
+    def read(self, start, stop):
+        self.forget(0)
+        return super().read(start, stop)
+
+
+@pytest.mark.parametrize("task", [("image", "text"), ("text", "image")])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_kept_changes_no_code(monkeypatch, task, guidance, seed):
+    (source, target), params = task, random_params(seed=seed)
+    modality = VOCABULARY.by_name[source]
+    codes = np.random.default_rng(seed).integers(0, modality.codes, (40, modality.length))
+    drawn = []
+    for reader in (Reader, Forgetful):
+        monkeypatch.setattr("sensorium.models.unified.decode.Reader", reader)
+        rng = np.random.default_rng(seed)
+        drawn.append(generate(params, CONFIG, {source: codes}, target, rng=rng, guidance=guidance))
+    np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

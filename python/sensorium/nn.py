@@ -5,12 +5,13 @@ Parameters are nested dicts of arrays; every ``init_*`` takes a NumPy generator 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import autodiff as ad
-from .ops.layout import Layout
 
 __all__ = ["init_block", "init_linear", "init_norm", "transformer", "transformer_block"]
 
@@ -46,20 +47,26 @@ def init_block(rng: np.random.Generator, width: int, hidden: int) -> Params:
     }
 
 
-def transformer_block(p: Params, x: Any, layout: Layout, heads: int) -> Any:
-    """Return ``x + attention(norm(x))``, then that plus ``mlp(norm(.))``; ``x`` is ``(B, N, D)``."""
+def transformer_block(p: Params, x: Any, attend: Callable[[Any], Any], heads: int) -> Any:
+    """Return ``x + attention(norm(x))``, then that plus ``mlp(norm(.))``; ``x`` is ``(B, N, D)``.
+
+    ``attend`` takes ``qkv (B, N, 3, heads, D / heads)`` to ``(B, N, D)``.
+    """
     B, N, D = x.shape
     h = ad.rms_norm(x, p["norm1"]["weight"])
     qkv = ad.linear(h, p["qkv"]["weight"])  # (B, N, 3 D)
-    a = ad.self_attention(qkv.reshape(B, N, 3, heads, D // heads), layout)  # (B, N, D)
+    a = attend(qkv.reshape(B, N, 3, heads, D // heads))  # (B, N, D)
     x = ad.linear(a, p["out"]["weight"], residual=x)
     h = ad.rms_norm(x, p["norm2"]["weight"])
     h = ad.linear(h, p["up"]["weight"], p["up"]["bias"], activation="gelu")  # (B, N, hidden)
     return ad.linear(h, p["down"]["weight"], residual=x)
 
 
-def transformer(p: Params, x: Any, layout: Layout, heads: int) -> Any:
-    """Return ``x (B, N, D)`` after every block in order and the last norm."""
+def transformer(p: Params, x: Any, heads: int, attend: Callable[[int, Any], Any]) -> Any:
+    """Return ``x (B, N, D)`` after every block in order and the last norm.
+
+    ``attend(i, qkv)`` is the attention of block ``i``: over whole rows, or over keys that were kept.
+    """
     for i in range(len(p["blocks"])):
-        x = transformer_block(p["blocks"][str(i)], x, layout, heads)
+        x = transformer_block(p["blocks"][str(i)], x, partial(attend, i), heads)
     return ad.rms_norm(x, p["norm"]["weight"])

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ArgumentError
-from .network import Config, logits
-from .sequence import Ints, Row, cached_row, fill_row
+from .network import Config, head, logits
+from .reader import Reader
+from .sequence import Ints, cached_row, fill_row
 
 __all__ = ["generate", "log_likelihood", "sample"]
 
@@ -39,42 +40,50 @@ def _log_softmax(x: Logits) -> Logits:
 
 
 class _Predictor:
-    """Guided logits of the last segment of a task, for rows whose sources stay the same."""
+    """Guided logits of the last segment of a task, for rows whose sources stay the same.
+
+    What a source attends to never changes while the target is written: its keys and values are computed
+    once, and every step computes the target alone.
+    """
 
     def __init__(
-        self, params: Params, config: Config, sources: Mapping[str, Ints], target: str, guidance: float
+        self,
+        params: Params,
+        config: Config,
+        sources: Mapping[str, Ints],
+        target: str,
+        guidance: float,
+        rows: int,
     ) -> None:
         self.params, self.config, self.guidance = params, config, guidance
         self.modality = config.vocabulary.by_name[target]
         self.row = cached_row(config.vocabulary, ((*sources, target),))
-        self.rows = next(iter(sources.values())).shape[0] if sources else 1
-        self.sources = list(sources.values())
+        self.rows = next(iter(sources.values())).shape[0] if sources else rows
         blank = np.zeros((self.rows, self.modality.length), np.int64)
-        self.tokens = fill_row(self.row, [*self.sources, blank]).tokens
-        self.slot = self.row.slots[-1]
-        self.alone = cached_row(config.vocabulary, ((target,),)) if sources and guidance != 1.0 else None
+        tokens = fill_row(self.row, [*sources.values(), blank]).tokens
+        self.target = tokens[:, self.row.slots[-1].columns]
+        self.readers = [Reader(params, config, self.row, tokens)]
+        if sources and guidance != 1.0:
+            alone = cached_row(config.vocabulary, ((target,),))
+            self.readers.append(Reader(params, config, alone, self.target))
 
     def write(self, codes: Ints, known: NDArray[np.bool_]) -> None:
         """Put known codes into the target; the others stay masked."""
         offset = self.config.vocabulary.offset[self.modality.name]
         special = self.config.vocabulary.special(self.modality.name)
-        start = self.slot.start + self.modality.causal
-        self.tokens[:, start : self.slot.stop] = np.where(known, codes + offset, special)
+        self.target[:, self.modality.causal :] = np.where(known, codes + offset, special)
 
-    def __call__(self, columns: slice) -> Logits:
-        """Return logits ``(B, n, codes)`` at ``columns`` of the target."""
-        at = np.arange(self.slot.start, self.slot.stop)[columns]
-        conditional = self._logits(self.row, self.tokens, at)
-        if self.alone is None:
-            return conditional
-        target = np.ascontiguousarray(self.tokens[:, self.slot.columns])
-        free = self._logits(self.alone, target, np.arange(target.shape[1])[columns])
-        return free + np.float32(self.guidance) * (conditional - free)
-
-    def _logits(self, row: Row, tokens: Ints, at: Ints) -> Logits:
-        name = self.modality.name
-        out: Logits = logits(self.params, self.config, row, tokens, {name: at})[name]
-        return out
+    def __call__(self, start: int, stop: int) -> Logits:
+        """Return logits ``(B, stop - start, codes)`` at columns of the target, which are read anew."""
+        out: list[Any] = []
+        for reader in self.readers:
+            first = reader.row.slots[-1].start
+            reader.forget(first + start)
+            out.append(head(self.params, self.modality.name, reader.read(first + start, first + stop)))
+        if len(out) == 1:
+            return np.asarray(out[0])
+        conditional, free = out
+        return np.asarray(free + np.float32(self.guidance) * (conditional - free))
 
 
 def generate(
@@ -130,10 +139,7 @@ def generate(
         raise ArgumentError(f"temperature must be 0 or above, not {temperature}")
     if not np.isfinite(guidance):
         raise ArgumentError(f"guidance must be finite, not {guidance}")
-    predict = _Predictor(params, config, sources, target, guidance)
-    if not sources and rows is not None:
-        predict.rows = rows
-        predict.tokens = np.repeat(predict.tokens, rows, axis=0)
+    predict = _Predictor(params, config, sources, target, guidance, 1 if rows is None else rows)
     if predict.modality.causal:
         return _left_to_right(predict, temperature, rng)
     return _unmask(predict, temperature, steps, choice_temperature, rng)
@@ -145,7 +151,7 @@ def _left_to_right(predict: _Predictor, temperature: float, rng: np.random.Gener
     known = np.zeros((predict.rows, length), bool)
     ended = np.zeros(predict.rows, bool)
     for i in range(length):
-        drawn = sample(predict(slice(i, i + 1))[:, 0], temperature, rng)
+        drawn = sample(predict(i, i + 1)[:, 0], temperature, rng)
         codes[:, i] = drawn if pad is None else np.where(ended, pad, drawn)
         known[:, i] = True
         if pad is not None:
@@ -163,7 +169,7 @@ def _unmask(
     codes, known = np.zeros((B, L), np.int64), np.zeros((B, L), bool)
     for t in range(1, steps + 1):
         predict.write(codes, known)
-        x = predict(slice(None))  # (B, L, codes)
+        x = predict(0, L)  # (B, L, codes)
         drawn = sample(x, temperature, rng)
         certainty = np.take_along_axis(_log_softmax(x), drawn[..., None], axis=-1)[..., 0]
         noise = rng.gumbel(size=(B, L)) * choice_temperature * (1.0 - t / steps)

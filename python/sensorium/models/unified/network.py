@@ -122,11 +122,26 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return out
 
 
+def embed(params: Params, row: Row, tokens: NDArray[np.int64], columns: slice = slice(None)) -> Any:
+    """Return what the first block reads, ``(B, n, D)``, for joint tokens ``(B, n)`` at columns of a row."""
+    place = ad.embedding(params["position"], row.position[columns]) + ad.embedding(
+        params["modality"], row.modality[columns]
+    )
+    return ad.embedding(params["token"], tokens) + place
+
+
 def hidden(params: Params, config: Config, row: Row, tokens: NDArray[np.int64]) -> Any:
     """Return the last hidden state ``(B, N, D)`` of rows of joint tokens ``(B, N)``."""
-    place = ad.embedding(params["position"], row.position) + ad.embedding(params["modality"], row.modality)
-    x = ad.embedding(params["token"], tokens) + place  # (B, N, D)
-    return nn.transformer(params, x, row.layout, config.heads)
+
+    def attend(_: int, qkv: Any) -> Any:
+        return ad.self_attention(qkv, row.layout)
+
+    return nn.transformer(params, embed(params, row, tokens), config.heads, attend)
+
+
+def head(params: Params, name: str, h: Any) -> Any:
+    """Return the logits ``(..., codes)`` of a modality for hidden states ``(..., D)``."""
+    return ad.linear(h, params["heads"][name]["weight"], params["heads"][name]["bias"])
 
 
 def logits(
@@ -140,12 +155,7 @@ def logits(
     h = hidden(params, config, row, tokens)
     B, N, D = h.shape
     flat, first = h.reshape(B * N, D), np.arange(B)[:, None] * N
-    return {
-        name: ad.linear(
-            ad.embedding(flat, first + at), params["heads"][name]["weight"], params["heads"][name]["bias"]
-        )
-        for name, at in columns.items()
-    }
+    return {name: head(params, name, ad.embedding(flat, first + at)) for name, at in columns.items()}
 
 
 def loss(
