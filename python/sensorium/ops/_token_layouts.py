@@ -299,8 +299,8 @@ class TokenLayouts(Constructed):
     def from_dense(cls, mask: ArrayLike) -> Self:
         """Return the fewest segments that say a mask: any mask can be said, if need be by a segment a token.
 
-        ``len(layout.segments)`` tells how much structure there is. A mask without any has a segment a token, and
-        attention over it takes about twice the time of :meth:`full`.
+        ``len(layout.segments)`` tells how much structure there is. A mask without any has a segment a token,
+        and attention over it takes about twice the time of :meth:`full`.
 
         Parameters
         ----------
