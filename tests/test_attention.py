@@ -326,9 +326,9 @@ class TestErrors:
         ("change", "error", "words"),
         [
             ({"q": np.zeros((2, 4, 5, 8), dtype=int)}, sensorium.DTypeError,
-             "q has dtype int64, expected float32 or float64"),
+             "q has dtype int64, expected float32, float64, float16 or bfloat16"),
             ({"q": np.zeros((2, 4, 5, 8), dtype=np.float16)}, sensorium.DTypeError,
-             "q has dtype float16, expected float32 or float64"),
+             "k has dtype float32 but q has float16"),
             ({"k": q.astype(np.float64)}, sensorium.DTypeError, "k has dtype float64 but q has float32"),
             ({"v": q.astype(np.float64)}, sensorium.DTypeError, "v has dtype float64 but q has float32"),
             ({"q": q[0]}, sensorium.ShapeError, "q has shape (4, 5, 8), expected 4 dimensions (B, H, N, D)"),

@@ -12,9 +12,37 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["as_floats", "as_indices", "check_dims", "check_finite_number", "check_integer", "check_positive"]
+__all__ = [
+    "as_array",
+    "as_floats",
+    "as_indices",
+    "check_dims",
+    "check_finite_number",
+    "check_integer",
+    "check_positive",
+]
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
+
+
+def as_array(name: str, value: Any) -> NDArray[Any]:
+    """Return ``value`` as an array, without a copy where it has one: ``__array__``, else ``__dlpack__``.
+
+    The former also tells dtypes that DLPack and NumPy have no common name for, such as ``bfloat16``.
+
+    Raises
+    ------
+    DTypeError
+        Where the value's own protocol refuses, because it lies in another device's memory for instance.
+    """
+    if type(value) is np.ndarray:
+        return value
+    try:
+        if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except (TypeError, RuntimeError, BufferError) as error:
+        raise DTypeError(f"{name} cannot be read as an array: {error}") from error
 
 
 def as_floats(**arrays: ArrayLike) -> list[NDArray[np.floating]]:
@@ -33,7 +61,7 @@ def as_floats(**arrays: ArrayLike) -> list[NDArray[np.floating]]:
     out: list[NDArray[np.floating]] = []
     first: tuple[str, np.dtype[Any]] | None = None
     for name, value in arrays.items():
-        array = np.asarray(value)
+        array = as_array(name, value)
         if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
             raise DTypeError(f"{name} has dtype {array.dtype}, expected float32 or float64")
         native: np.dtype[Any] = np.dtype(np.float32 if array.dtype.itemsize == 4 else np.float64)

@@ -28,6 +28,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "rms_norm",
+    "rotary",
     "self_attention",
     "silu",
     "transformer_block",
@@ -118,6 +119,26 @@ def silu(x: Any) -> Any:
 defvjp_argnums(
     silu, lambda argnums, ans, args, kwargs: lambda g: (ops.silu_backward(_like(g, ans), args[0]),)
 )
+
+
+@primitive
+def _rotary(x: Any, how: Any, positions: Any, inverse: bool) -> Any:
+    return ops.rotary(x, how, positions, inverse=inverse)
+
+
+def _rotary_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any) -> Vjp:
+    _, how, positions, inverse = args
+    if argnums != (0,):
+        raise ArgumentError("positions of rotary have no gradient")
+    return lambda g: (ops.rotary(_like(g, ans), how, positions, inverse=not inverse),)
+
+
+defvjp_argnums(_rotary, _rotary_vjp)
+
+
+def rotary(x: Any, rotary: ops.Rotary | None = None, positions: Any = None, *, inverse: bool = False) -> Any:
+    """Differentiable :func:`sensorium.ops.rotary`, by ``x``."""
+    return _rotary(x, ops.Rotary() if rotary is None else rotary, positions, inverse)
 
 
 @primitive

@@ -21,3 +21,5 @@ from .nn import rms_norm as rms_norm
 from .nn import rms_norm_backward as rms_norm_backward
 from .nn import silu as silu
 from .nn import silu_backward as silu_backward
+from .rotary import Rotary as Rotary
+from .rotary import rotary as rotary

@@ -12,48 +12,19 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from .._validate import check_dims, check_finite_number, check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ._tensor import like, tensor
 from .layout import Layout
 
 __all__ = ["attention", "attention_backward", "self_attention", "self_attention_backward"]
 
 Array = NDArray[Any]
 Layouts = Layout | Sequence[Layout]
-_NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def _tensor(name: str, value: ArrayLike) -> Array:
-    """Return ``value`` as the kernel reads it: as it is where rows are contiguous, otherwise a copy."""
-    array = value if type(value) is np.ndarray else np.asarray(value)
-    dtype = array.dtype
-    if dtype.kind != "f" or dtype.itemsize not in (4, 8):
-        raise DTypeError(f"{name} has dtype {dtype}, expected float32 or float64")
-    if array.ndim == 4:
-        size = dtype.itemsize
-        batch, head, row, column = array.strides
-        if (
-            column == size
-            and dtype.isnative
-            and array.flags.aligned
-            and min(batch, head, row) >= 0
-            and (batch | head | row) % size == 0
-        ):
-            return array
-    return np.require(array, dtype=dtype.newbyteorder("="), requirements=["C", "A"])
 
 
 def _scale(scale: float | None, width: int) -> float:
     if scale is None:
         return float(width**-0.5) if width else 1.0
     return check_finite_number("scale", scale)
-
-
-def _like(array: Array) -> Array:
-    """Return a new array of the same shape with heads and tokens in the same order in memory."""
-    batch, heads, tokens, width = array.shape
-    _, head, row, _ = array.strides
-    if head < row:
-        return np.empty((batch, tokens, heads, width), dtype=array.dtype).transpose(0, 2, 1, 3)
-    return np.empty(array.shape, dtype=array.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +200,9 @@ def attention(
     >>> bool(np.allclose(last, out[:, :, 3:]))
     True
     """
-    q, k, v = _tensor("q", q), _tensor("k", k), _tensor("v", v)
+    q, k, v = tensor("q", q), tensor("k", k), tensor("v", v)
     where = _where(layout, query_offset, key_offset, q, k, v)
-    out = _like(q)
+    out = like(q)
     lse = np.empty(q.shape[:3], dtype=q.dtype)
     _core.attention_forward(where.layouts, where.offsets, q, k, v, _scale(scale, q.shape[3]), out, lse)
     return (out, lse) if return_lse else out
@@ -287,9 +258,9 @@ def attention_backward(
     >>> bool(np.allclose(dv, 1.0))
     True
     """
-    q, k, v = _tensor("q", q), _tensor("k", k), _tensor("v", v)
+    q, k, v = tensor("q", q), tensor("k", k), tensor("v", v)
     where = _where(layout, query_offset, key_offset, q, k, v)
-    grads = (_like(q), _like(k), _like(v))
+    grads = (like(q), like(k), like(v))
     _backward(grad_out, q, k, v, out, lse, where, scale, grads)
     return grads
 
@@ -306,7 +277,7 @@ def _backward(
     grads: tuple[Array, ...],
 ) -> None:
     """Check what :func:`attention` did not, and write ``grads``: three arrays, or one packed."""
-    grad_out, out = _tensor("grad_out", grad_out), _tensor("out", out)
+    grad_out, out = tensor("grad_out", grad_out), tensor("out", out)
     if type(lse) is not np.ndarray or not lse.dtype.isnative or not lse.flags.carray:
         lse = np.asarray(lse)
         lse = np.require(lse, dtype=lse.dtype.newbyteorder("="), requirements=["C", "A"])
@@ -363,7 +334,7 @@ def self_attention(qkv: ArrayLike, layout: Layouts, *, scale: float | None = Non
     packed = qkv if type(qkv) is np.ndarray else np.asarray(qkv)
     q, k, v = _parts("qkv", packed)
     batch, heads, tokens, width = q.shape
-    q, k, v = _tensor("qkv", q), _tensor("qkv", k), _tensor("qkv", v)
+    q, k, v = tensor("qkv", q), tensor("qkv", k), tensor("qkv", v)
     where = _where(layout, None, 0, q, k, v)
     out = np.empty((batch, tokens, heads, width), dtype=q.dtype)
     lse = np.empty((batch, heads, tokens), dtype=q.dtype)
@@ -422,7 +393,7 @@ def self_attention_backward(
             want = (batch, tokens, heads * width)
             raise ShapeError(f"{name} has shape {array.shape}, expected {want} to fit qkv")
         heads_last.append(array.reshape(batch, tokens, heads, width).transpose(0, 2, 1, 3))
-    q, k, v = _tensor("qkv", q), _tensor("qkv", k), _tensor("qkv", v)
+    q, k, v = tensor("qkv", q), tensor("qkv", k), tensor("qkv", v)
     where = _where(layout, None, 0, q, k, v)
     dqkv = np.empty((batch, tokens, 3, heads, width), dtype=q.dtype)
     _backward(heads_last[0], q, k, v, heads_last[1], lse, where, scale, (dqkv,))

@@ -1,14 +1,12 @@
-//! Attention across the boundary. Arrays may be views with any distance between batches, heads and rows.
+//! Attention across the boundary.
 
 use crate::array::by_dtype;
-use crate::door::{self, ArgumentError, DTypeError, ShapeError};
-use numpy::{
-    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
-    PyUntypedArrayMethods,
-};
+use crate::door::{self, ArgumentError, ShapeError};
+use crate::tensor::{Tensor, TensorMut};
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use sensorium_attention::{
-    self as attention, Dims, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut,
+    self as attention, Dims, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, ViewMut,
 };
 use sensorium_core::Float;
 use std::ops::Range;
@@ -151,91 +149,6 @@ fn plans(
 ) -> PyResult<Vec<Arc<Plan>>> {
     let window = window(dims, offsets)?;
     Ok(layouts.iter().map(|layout| layout.plan(&window)).collect())
-}
-
-fn borrow<'a, 'py, T: Element>(
-    name: &str,
-    array: &'a Bound<'py, PyAny>,
-) -> PyResult<&'a Bound<'py, PyArrayDyn<T>>> {
-    array.cast::<PyArrayDyn<T>>().map_err(|_| {
-        let dtype = array.getattr("dtype").map_or_else(|_| "no dtype".into(), |d| d.to_string());
-        DTypeError::new_err(format!("{name} has dtype {dtype}, expected {}", T::get_dtype(array.py())))
-    })
-}
-
-/// Shape and distances in elements of an array of four dimensions with unit distance along the last.
-fn measure<T: Element>(name: &str, array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<([usize; 4], Strides)> {
-    let shape: [usize; 4] = array
-        .shape()
-        .try_into()
-        .map_err(|_| ShapeError::new_err(format!("{name} has {} dimensions, expected 4", array.ndim())))?;
-    let mut strides = [0; 4];
-    let empty = shape.contains(&0);
-    for (axis, stride) in strides.iter_mut().enumerate() {
-        // The distance along an axis of one element is never used, and may be anything.
-        if shape[axis] > 1 && !empty {
-            let bytes = usize::try_from(array.strides()[axis]).ok().filter(|b| b % size_of::<T>() == 0);
-            *stride = bytes.map(|b| b / size_of::<T>()).ok_or_else(|| {
-                ArgumentError::new_err(format!("{name} has strides that are no whole elements"))
-            })?;
-        }
-    }
-    if shape[3] > 1 && strides[3] != 1 && !empty {
-        return Err(ArgumentError::new_err(format!("{name} must be contiguous along D")));
-    }
-    if !array.data().is_aligned() {
-        return Err(ArgumentError::new_err(format!("{name} must be aligned")));
-    }
-    Ok((shape, Strides { batch: strides[0], head: strides[1], row: strides[2] }))
-}
-
-/// A borrowed array of four dimensions to read.
-struct Tensor<'py, T: Element> {
-    array: PyReadonlyArrayDyn<'py, T>,
-    shape: [usize; 4],
-    strides: Strides,
-}
-
-impl<'py, T: Element + Float> Tensor<'py, T> {
-    fn new(name: &str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let array = borrow::<T>(name, array)?;
-        let (shape, strides) = measure(name, array)?;
-        let array = array
-            .try_readonly()
-            .map_err(|_| ArgumentError::new_err(format!("{name} is being written to")))?;
-        Ok(Self { array, shape, strides })
-    }
-    fn view(&self) -> View<'_, T> {
-        // SAFETY: NumPy vouches for the elements that shape and strides name; the borrow lasts as long as `self`.
-        unsafe { View::from_raw(self.array.data(), self.shape, self.strides) }
-    }
-}
-
-/// A borrowed array of four dimensions to write.
-struct TensorMut<'py, T: Element> {
-    array: PyReadwriteArrayDyn<'py, T>,
-    shape: [usize; 4],
-    strides: Strides,
-}
-
-impl<'py, T: Element + Float> TensorMut<'py, T> {
-    fn new(name: &'static str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let array = borrow::<T>(name, array)?;
-        let (shape, strides) = measure(name, array)?;
-        if !strides.injective(shape) {
-            return Err(ArgumentError::new_err(format!("{name} has elements that share memory")));
-        }
-        let array = array.try_readwrite().map_err(|_| {
-            ArgumentError::new_err(format!(
-                "{name} must be writeable and share memory with no other argument"
-            ))
-        })?;
-        Ok(Self { array, shape, strides })
-    }
-    fn view(&mut self) -> ViewMut<'_, T> {
-        // SAFETY: as for `Tensor`; NumPy's borrow is exclusive, and `new` saw that elements are apart.
-        unsafe { ViewMut::from_raw(self.array.data(), self.shape, self.strides) }
-    }
 }
 
 fn dims(q: [usize; 4], k: [usize; 4]) -> Dims {

@@ -8,6 +8,8 @@ mod attention;
 mod core;
 mod door;
 mod nn;
+mod rotary;
+mod tensor;
 
 /// The compiled half of sensorium. Private: use `sensorium.ops` and its neighbours.
 #[pymodule]
@@ -23,6 +25,8 @@ mod _core {
         embedding_backward, global_norm, linear, linear_backward, norm, norm_backward, running_mean,
         scale_arrays,
     };
+    #[pymodule_export]
+    use super::rotary::rotary;
     use pyo3::prelude::*;
     use sensorium_core::{Level, isa, threads};
 
