@@ -15,11 +15,12 @@ use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
 use crate::score::{Scale, Scoring};
 use crate::scratch::Scratch;
+use crate::source::{Ready, Sink, Source, Sum};
 use crate::tile::{Product, Start};
 use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
 use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::exp2_nonpositive;
-use sensorium_core::{Float, Kernel, Result, Simd, error::check_len, threads};
+use sensorium_core::{Float, Kernel, Result, Simd, Storage, error::check_len, threads};
 use std::ops::Range;
 
 /// Tasks that there should be, for a machine with as many threads.
@@ -31,17 +32,17 @@ const TASK_WORK: u64 = 1 << 22;
 ///
 /// # Errors
 /// [`Error::Dim`](sensorium_core::Error), `Len` or `Value` naming the argument.
-pub fn backward<T: Float>(
+pub fn backward<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
     scoring: Scoring,
-    grad_out: View<'_, T>,
-    q: View<'_, T>,
-    k: View<'_, T>,
-    v: View<'_, T>,
-    out: View<'_, T>,
-    lse: &[T],
-    [dq, dk, dv]: [ViewMut<'_, T>; 3],
+    grad_out: View<'_, E>,
+    q: View<'_, E>,
+    k: View<'_, E>,
+    v: View<'_, E>,
+    out: View<'_, E>,
+    lse: &[E::Float],
+    [dq, dk, dv]: [ViewMut<'_, E>; 3],
 ) -> Result<()> {
     check(dims, plans, scoring, [&q, &k, &v])?;
     grad_out.check("grad_out", dims.query_shape())?;
@@ -54,10 +55,13 @@ pub fn backward<T: Float>(
         return Ok(());
     }
     let group = dims.heads / dims.kv_heads;
+    let turning = q.turning();
+    let (dk, dv) = (Sum::new(dk, k.turning()), Sum::new(dv, v.turning()));
+    let (k, v) = (Ready::new(&k), Ready::new(&v));
     let parts = Parts::all(plans, dims, group);
     let tasks = Tasks::new(dims.batch, dims.kv_heads, parts.iter().map(|p| p.count).collect());
     let work = parts.iter().map(|p| p.work).max().unwrap_or(0);
-    let sums = Sums::<T>::new(&parts, plans, dims);
+    let sums = Sums::<E::Float>::new(&parts, plans, dims);
     // SAFETY of every `head` below: a task writes the queries of its own blocks, part 0 alone writes `dk` and `dv`,
     // and the other parts write their own sums.
     threads::for_each(tasks.count, work, |task| {
@@ -68,22 +72,22 @@ pub fn backward<T: Float>(
         } else {
             sums.rows(batch, kv_head, part)
         };
-        T::dispatch(Clear { rows: [dk, dv], count: keys.len(), width: dims.width });
+        E::Float::dispatch(Clear { rows: [dk, dv], count: keys.len(), width: dims.width });
         for (i, blocks) in parts.blocks(plan, part) {
             let head = kv_head * group + i;
-            T::dispatch(Task {
+            E::Float::dispatch(Task {
                 plan,
                 blocks,
                 width: dims.width,
-                grad_out: grad_out.head(batch, head),
-                q: q.head(batch, head),
+                grad_out: Source::new(&grad_out, batch, head),
+                q: Source::new(&q, batch, head),
                 k: k.head(batch, kv_head),
                 v: v.head(batch, kv_head),
-                out: out.head(batch, head),
+                out: Source::new(&out, batch, head),
                 lse: &lse[(batch * dims.heads + head) * dims.queries..][..dims.queries],
                 scale: Scale::new(scoring.scale),
-                full_scale: T::from_f64(scoring.scale),
-                dq: dq.head(batch, head),
+                full_scale: E::Float::from_f64(scoring.scale),
+                dq: Sink::new(&dq, batch, head, turning),
                 first_key: keys.start,
                 dk,
                 dv,
@@ -97,10 +101,12 @@ pub fn backward<T: Float>(
         for part in 1..sums.parts(batch) {
             let (keys, dk_sum, dv_sum) = sums.rows(batch, kv_head, part);
             for (sum, total) in [(dk_sum, dk.head(batch, kv_head)), (dv_sum, dv.head(batch, kv_head))] {
-                T::dispatch(Add { sum, total, keys: keys.clone(), width: dims.width });
+                E::Float::dispatch(Add { sum, total, keys: keys.clone(), width: dims.width });
             }
         }
     });
+    dk.finish();
+    dv.finish();
     Ok(())
 }
 
@@ -284,15 +290,15 @@ struct Task<'a, T> {
     plan: &'a Plan,
     blocks: Range<usize>,
     width: usize,
-    grad_out: Rows<T>,
-    q: Rows<T>,
+    grad_out: Source<T>,
+    q: Source<T>,
     k: Rows<T>,
     v: Rows<T>,
-    out: Rows<T>,
+    out: Source<T>,
     lse: &'a [T],
     scale: Scale<T>,
     full_scale: T,
-    dq: RowsMut<T>,
+    dq: Sink<T>,
     /// Key of row 0 of `dk` and `dv`.
     first_key: usize,
     dk: RowsMut<T>,
@@ -315,6 +321,8 @@ struct Buffers<T> {
     rows_q: *mut T,
     /// `(lanes, depth)`: rows of `dO`.
     rows_g: *mut T,
+    /// `(lanes, depth)`: results, then rows of `dQ`, where memory holds them in another form.
+    rows: *mut T,
 }
 
 /// What stays the same over the chunks of a block of queries, a lane each.
@@ -333,7 +341,8 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
     fn run<S: Simd<T>>(self, s: S) {
         let depth = self.width.next_multiple_of(S::LANES);
         let (columns, scores, rows) = (self.width * BLOCK, CHUNK * BLOCK, BLOCK * depth);
-        let mut scratch = Scratch::new::<T>(&[columns, columns, columns, scores, scores, rows, rows]);
+        let more = if self.out.in_place() && self.dq.in_place() { 0 } else { rows };
+        let mut scratch = Scratch::new::<T>(&[columns, columns, columns, scores, scores, rows, rows, more]);
         let buffers = Buffers {
             qt: scratch.take(columns),
             gt: scratch.take(columns),
@@ -342,6 +351,7 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
             ds: scratch.take(scores),
             rows_q: scratch.take(rows),
             rows_g: scratch.take(rows),
+            rows: scratch.take(more),
         };
         for block in &self.plan.blocks()[self.blocks.clone()] {
             // SAFETY: the buffers have room for a block; the rows exist, since the views were checked against the
@@ -363,16 +373,12 @@ impl<T: Float> Task<'_, T> {
         let depth = self.width.next_multiple_of(S::LANES);
         // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
         let group = unsafe {
-            let (q, g) = (self.q.row(query), self.grad_out.row(query));
-            transpose_in(q, self.q.stride, lanes, self.width, self.scale.sign, buffers.qt, width);
-            transpose_in(g, self.grad_out.stride, lanes, self.width, self.full_scale, buffers.gt, width);
+            self.q.copy(query, lanes, self.width, buffers.rows_q, depth);
+            self.grad_out.copy(query, lanes, self.width, buffers.rows_g, depth);
+            transpose_in(buffers.rows_q, depth, lanes, self.width, self.scale.sign, buffers.qt, width);
+            transpose_in(buffers.rows_g, depth, lanes, self.width, self.full_scale, buffers.gt, width);
             std::slice::from_raw_parts_mut(buffers.dqt, self.width * width).fill(T::ZERO);
-            for i in 0..lanes {
-                for (from, to) in [(self.q, buffers.rows_q), (self.grad_out, buffers.rows_g)] {
-                    std::ptr::copy_nonoverlapping(from.row(query + i), to.add(i * depth), self.width);
-                }
-            }
-            self.start(s, query, lanes)
+            self.start(s, buffers, query, lanes, depth)
         };
         let mut chunk = Chunk::new();
         for visit in self.plan.visits(block) {
@@ -386,7 +392,7 @@ impl<T: Float> Task<'_, T> {
                     let k = self.k.row(chunk.start);
                     if chunk.masked && !(group.finite && finite(s, k, self.k.stride, chunk.keys, self.width))
                     {
-                        self.add_slowly(buffers, &chunk, width, query);
+                        self.add_slowly(buffers, &chunk, width, depth);
                     } else {
                         self.queries(buffers, &chunk, width);
                         self.keys(&chunk, self.dv, buffers.p, width, buffers.rows_g, depth, lanes);
@@ -398,23 +404,33 @@ impl<T: Float> Task<'_, T> {
         let ones = [T::ONE; BLOCK];
         // SAFETY: as above; the rows of `dq` belong to this task.
         unsafe {
-            let dq = self.dq.row(query);
-            transpose_out(buffers.dqt, width, lanes, self.width, ones.as_ptr(), dq, self.dq.stride);
+            let dq = self.dq.rows(query, buffers.rows, depth);
+            transpose_out(buffers.dqt, width, lanes, self.width, ones.as_ptr(), dq.data, dq.stride);
+            self.dq.finish(query, lanes, self.width, buffers.rows, depth);
         }
     }
 
     /// `lse` and `delta` of a block.
     #[inline(always)]
-    unsafe fn start<S: Simd<T>>(&self, s: S, query: usize, lanes: usize) -> Group<T> {
+    unsafe fn start<S: Simd<T>>(
+        &self,
+        s: S,
+        buffers: &Buffers<T>,
+        query: usize,
+        lanes: usize,
+        depth: usize,
+    ) -> Group<T> {
         // Padding sees nothing: its exponents are -inf.
         let mut group = Group { shift: [T::NEG_INFINITY; BLOCK], delta: [T::ZERO; BLOCK], finite: false };
         let back = T::ONE / self.scale.back;
+        // SAFETY: the rows exist.
+        let out = unsafe { self.out.rows(query, lanes, self.width, buffers.rows, depth) };
         for i in 0..lanes {
-            // SAFETY: the rows exist.
+            // SAFETY: as above.
             let (g, o) = unsafe {
                 (
-                    std::slice::from_raw_parts(self.grad_out.row(query + i), self.width),
-                    std::slice::from_raw_parts(self.out.row(query + i), self.width),
+                    std::slice::from_raw_parts(buffers.rows_g.add(i * depth), self.width),
+                    std::slice::from_raw_parts(out.row(i), self.width),
                 )
             };
             group.delta[i] = self.full_scale * dot(s, g, o);
@@ -425,8 +441,8 @@ impl<T: Float> Task<'_, T> {
         }
         // SAFETY: the rows exist.
         group.finite = unsafe {
-            finite(s, self.q.row(query), self.q.stride, lanes, self.width)
-                && finite(s, self.grad_out.row(query), self.grad_out.stride, lanes, self.width)
+            finite(s, buffers.rows_q, depth, lanes, self.width)
+                && finite(s, buffers.rows_g, depth, lanes, self.width)
         };
         group
     }
@@ -540,7 +556,7 @@ impl<T: Float> Task<'_, T> {
     /// What `queries` and `keys` add, pair by pair over what is seen: for chunks in which a product with what is not
     /// seen would be `0 * inf`.
     #[cold]
-    unsafe fn add_slowly(&self, buffers: &Buffers<T>, chunk: &Chunk<T>, width: usize, query: usize) {
+    unsafe fn add_slowly(&self, buffers: &Buffers<T>, chunk: &Chunk<T>, width: usize, depth: usize) {
         let k = self.k.row(chunk.start);
         // SAFETY: the chunk's keys and the visible lanes' queries exist.
         unsafe {
@@ -551,8 +567,8 @@ impl<T: Float> Task<'_, T> {
                 for i in (0..width).filter(|&i| chunk.lo[i] <= key && key < chunk.hi[i]) {
                     let (p, ds) = (*buffers.p.add(j * width + i), *buffers.ds.add(j * width + i));
                     for d in 0..self.width {
-                        *self.dv.row(row).add(d) += p * *self.grad_out.row(query + i).add(d);
-                        *self.dk.row(row).add(d) += ds * *self.q.row(query + i).add(d);
+                        *self.dv.row(row).add(d) += p * *buffers.rows_g.add(i * depth + d);
+                        *self.dk.row(row).add(d) += ds * *buffers.rows_q.add(i * depth + d);
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! Rows on their way between memory and arithmetic: widened, turned by their position, narrowed.
 
-use crate::rotary::{Rotation, Turn, turn_halves, turn_neighbours};
+use crate::rotary::{Turn, turn_halves, turn_neighbours};
+use crate::source::Turning;
 use crate::view::{View, ViewMut};
 use sensorium_core::{Float, Kernel, Simd, Storage, threads};
 
@@ -82,19 +83,12 @@ pub(crate) unsafe fn carry_elements<E: Storage, F: Storage<Float = E::Float>, S:
     }
 }
 
-/// How the rows of a tensor are turned: row 0 is token `first`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Turning<'a, T> {
-    pub(crate) rotation: &'a Rotation<'a, T>,
-    pub(crate) first: usize,
-    pub(crate) inverse: bool,
-}
-
-/// Carries every row of `from` to the same row of `to`, which is of the same shape.
+/// Carries every row of `from` to the same row of `to`, which is of the same shape and may be the same tensor.
 pub(crate) fn carry<E: Storage, F: Storage<Float = E::Float>>(
     from: &View<'_, E>,
     to: &ViewMut<'_, F>,
     turning: Option<Turning<'_, E::Float>>,
+    inverse: bool,
 ) {
     let [batch, heads, tokens, width] = from.shape();
     let rows = (TASK / width.max(1)).max(1);
@@ -110,7 +104,7 @@ pub(crate) fn carry<E: Storage, F: Storage<Float = E::Float>>(
             to_stride: to.stride,
             rows: rows.min(tokens - first),
             width,
-            turn: turning.map(|t| t.rotation.turn(batch, t.first + first, t.inverse)),
+            turn: turning.map(|t| t.turn(batch, first, inverse)),
         };
         // SAFETY: the views vouch for their rows, the caller for the table's; tasks have rows of their own.
         unsafe { carry.run() };

@@ -13,22 +13,23 @@ use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
 use crate::score::{Scale, Scoring};
 use crate::scratch::Scratch;
+use crate::source::{Ready, Sink, Source};
 use crate::tile::{Product, Start};
-use crate::view::{Dims, Rows, RowsMut, View, ViewMut};
+use crate::view::{Dims, Rows, View, ViewMut};
 use crate::visit::{CHUNK, Chunk, Chunks};
 use sensorium_core::math::{exp2_nonpositive, log};
-use sensorium_core::{Error, Float, Kernel, Result, Simd, error::check_len, threads};
+use sensorium_core::{Error, Float, Kernel, Result, Simd, Storage, error::check_len, threads};
 use std::ops::Range;
 
 /// Floating-point operations worth a task of its own: about 20 microseconds.
 const TASK_WORK: u64 = 1 << 21;
 
 /// Checks what [`forward`] and [`backward`](crate::backward) have in common.
-pub(crate) fn check<T: Float>(
+pub(crate) fn check<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
     scoring: Scoring,
-    [q, k, v]: [&View<'_, T>; 3],
+    [q, k, v]: [&View<'_, E>; 3],
 ) -> Result<()> {
     let Dims { heads, kv_heads, .. } = dims;
     batch::check(dims, plans)?;
@@ -43,20 +44,21 @@ pub(crate) fn check<T: Float>(
 }
 
 /// `out = softmax(scale Q K^T over visible pairs) V`, and `lse (B, H, N_q)`; `plans` is one for all samples of the
-/// batch, or one for each.
+/// batch, or one for each. Half precision is widened as it is loaded and rounded as it is stored; rows of
+/// [`View::turned`] tensors are turned as they are loaded.
 ///
 /// # Errors
 /// [`Error::Dim`], [`Error::Len`] or [`Error::Value`] naming the argument.
 #[allow(clippy::needless_pass_by_value)] // A view to write is an exclusive borrow: the caller gives it away.
-pub fn forward<T: Float>(
+pub fn forward<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
     scoring: Scoring,
-    q: View<'_, T>,
-    k: View<'_, T>,
-    v: View<'_, T>,
-    out: ViewMut<'_, T>,
-    lse: &mut [T],
+    q: View<'_, E>,
+    k: View<'_, E>,
+    v: View<'_, E>,
+    out: ViewMut<'_, E>,
+    lse: &mut [E::Float],
 ) -> Result<()> {
     check(dims, plans, scoring, [&q, &k, &v])?;
     out.check("out", dims.query_shape())?;
@@ -67,6 +69,7 @@ pub fn forward<T: Float>(
     let tasks = Tasks::new(dims.batch, dims.heads, plans.iter().map(parts).collect());
     let work = plans.iter().map(|plan| head_work(plan) / parts(plan) as u64).max().unwrap_or(0);
     let lse = threads::Disjoint::new(lse);
+    let (k, v) = (Ready::new(&k), Ready::new(&v));
     threads::for_each(tasks.count, work as usize, |task| {
         let Place { batch, plan, group: head, part, parts } = tasks.place(task);
         let plan = plans[plan];
@@ -74,15 +77,15 @@ pub fn forward<T: Float>(
         let blocks = plan.part(part, parts);
         let first = (batch * dims.heads + head) * dims.queries;
         let queries = queries(plan, &blocks);
-        T::dispatch(Task {
+        E::Float::dispatch(Task {
             plan,
             blocks,
             width: dims.width,
-            q: q.head(batch, head),
+            q: Source::new(&q, batch, head),
             k: k.head(batch, kv_head),
             v: v.head(batch, kv_head),
             scale: Scale::new(scoring.scale),
-            out: out.head(batch, head),
+            out: Sink::new(&out, batch, head, None),
             first: queries.start,
             // SAFETY: the rows of different heads and parts do not overlap.
             lse: unsafe { lse.slice(first + queries.start..first + queries.end) },
@@ -106,11 +109,11 @@ struct Task<'a, T> {
     plan: &'a Plan,
     blocks: Range<usize>,
     width: usize,
-    q: Rows<T>,
+    q: Source<T>,
     k: Rows<T>,
     v: Rows<T>,
     scale: Scale<T>,
-    out: RowsMut<T>,
+    out: Sink<T>,
     /// Query that `lse` starts with.
     first: usize,
     lse: &'a mut [T],
@@ -124,6 +127,8 @@ struct Buffers<T> {
     ot: *mut T,
     /// `(CHUNK, lanes)`: scores, then probabilities.
     p: *mut T,
+    /// `(lanes, D)`: queries, then results, where memory holds them in another form.
+    rows: *mut T,
 }
 
 /// Running softmax of a block of queries, a lane each.
@@ -142,10 +147,15 @@ impl<T: Float> Kernel<T> for Task<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(mut self, s: S) {
-        let sizes = [self.width * BLOCK, self.width * BLOCK, CHUNK * BLOCK];
-        let mut scratch = Scratch::new::<T>(&sizes);
-        let buffers =
-            Buffers { qt: scratch.take(sizes[0]), ot: scratch.take(sizes[1]), p: scratch.take(sizes[2]) };
+        let columns = self.width * BLOCK;
+        let rows = if self.q.in_place() && self.out.in_place() { 0 } else { columns };
+        let mut scratch = Scratch::new::<T>(&[columns, columns, CHUNK * BLOCK, rows]);
+        let buffers = Buffers {
+            qt: scratch.take(columns),
+            ot: scratch.take(columns),
+            p: scratch.take(CHUNK * BLOCK),
+            rows: scratch.take(rows),
+        };
         let plan = self.plan;
         for block in &plan.blocks()[self.blocks.clone()] {
             // SAFETY: the buffers have room for a block; the rows exist, since the views were checked against the
@@ -172,8 +182,8 @@ impl<T: Float> Task<'_, T> {
         };
         // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
         unsafe {
-            let (q, sign) = (self.q.row(query), self.scale.sign);
-            transpose_in(q, self.q.stride, lanes, self.width, sign, buffers.qt, width);
+            let q = self.q.rows(query, lanes, self.width, buffers.rows, self.width);
+            transpose_in(q.data, q.stride, lanes, self.width, self.scale.sign, buffers.qt, width);
             std::slice::from_raw_parts_mut(buffers.ot, self.width * width).fill(T::ZERO);
         }
         let mut chunk = Chunk::new();
@@ -214,8 +224,9 @@ impl<T: Float> Task<'_, T> {
         self.lse[query - self.first..][..lanes].copy_from_slice(&lse[..lanes]);
         // SAFETY: as above; the rows of `out` belong to this task.
         unsafe {
-            let out = self.out.row(query);
-            transpose_out(buffers.ot, width, lanes, self.width, inverse.as_ptr(), out, self.out.stride);
+            let out = self.out.rows(query, buffers.rows, self.width);
+            transpose_out(buffers.ot, width, lanes, self.width, inverse.as_ptr(), out.data, out.stride);
+            self.out.finish(query, lanes, self.width, buffers.rows, self.width);
         }
     }
 

@@ -22,6 +22,7 @@ mod plan;
 mod rotary;
 mod score;
 mod scratch;
+mod source;
 mod tile;
 mod view;
 mod visit;

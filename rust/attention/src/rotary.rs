@@ -5,7 +5,8 @@
 //! in `f64` by the caller: at position 100,000 an angle in `f32` would be off by 0.004. The inverse, which is the
 //! backward, is the same with the other sign of the sine.
 
-use crate::carry::{Turning, carry, carry_elements};
+use crate::carry::{carry, carry_elements};
+use crate::source::Turning;
 use crate::view::{View, ViewMut};
 use sensorium_core::error::{check_len, product};
 use sensorium_core::{Error, Float, Result, Simd, Storage};
@@ -183,9 +184,8 @@ pub fn rotate<E: Storage>(
     out: ViewMut<'_, E>,
 ) -> Result<()> {
     let shape = x.shape();
-    let [batch, _, tokens, width] = shape;
     out.check("out", shape)?;
-    rotation.check("x", batch, 0, tokens, width)?;
-    carry(&x, &out, Some(Turning { rotation, first: 0, inverse }));
+    let turning = Turning::new("x", *rotation, 0, shape)?;
+    carry(&x, &out, Some(turning), inverse);
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Tensors of `(B, H, N, D)` with any distance between batches, heads and rows, and unit distance along `D`: views of
 //! one packed projection are read and written where they are.
 
+use crate::rotary::Rotation;
+use crate::source::Turning;
 use sensorium_core::{Error, Result, Storage};
 use std::marker::PhantomData;
 
@@ -85,17 +87,18 @@ impl Strides {
 
 /// A tensor to read.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a, T> {
+pub struct View<'a, T: Storage> {
     data: *const T,
     shape: [usize; 4],
     strides: Strides,
+    turning: Option<Turning<'a, T::Float>>,
     lifetime: PhantomData<&'a [T]>,
 }
 
 // SAFETY: a view only reads, as a shared slice does.
-unsafe impl<T: Sync> Sync for View<'_, T> {}
+unsafe impl<T: Storage> Sync for View<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Send for View<'_, T> {}
+unsafe impl<T: Storage> Send for View<'_, T> {}
 
 fn check_span(arg: &'static str, len: usize, shape: [usize; 4], strides: Strides) -> Result<()> {
     let want = strides.span(shape).ok_or(Error::Overflow { arg })?;
@@ -119,7 +122,26 @@ impl<'a, T: Storage> View<'a, T> {
     /// Every element is readable, and written by nobody, for `'a`.
     #[must_use]
     pub unsafe fn from_raw(data: *const T, shape: [usize; 4], strides: Strides) -> Self {
-        Self { data, shape, strides, lifetime: PhantomData }
+        Self { data, shape, strides, turning: None, lifetime: PhantomData }
+    }
+
+    /// The same with its rows turned by their positions: row 0 is token `first` of the rotation. A kernel turns them
+    /// as it loads them, and their gradients back as it stores them.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where the rotation does not fit.
+    pub fn turned(self, arg: &'static str, rotation: Rotation<'a, T::Float>, first: usize) -> Result<Self> {
+        Ok(Self { turning: Some(Turning::new(arg, rotation, first, self.shape)?), ..self })
+    }
+
+    pub(crate) fn turning(&self) -> Option<Turning<'a, T::Float>> {
+        self.turning
+    }
+
+    /// The same as what arithmetic is done in, where it is that.
+    pub(crate) fn as_float(&self) -> Option<View<'a, T::Float>> {
+        let Self { data, shape, strides, turning, lifetime: _ } = *self;
+        T::IS_FLOAT.then_some(View { data: data.cast(), shape, strides, turning, lifetime: PhantomData })
     }
 
     /// `(B, H, N, D)`.
@@ -160,7 +182,7 @@ impl<T> Rows<T> {
 
 /// A tensor to write, all of whose elements have their own place.
 #[derive(Debug)]
-pub struct ViewMut<'a, T> {
+pub struct ViewMut<'a, T: Storage> {
     data: *mut T,
     shape: [usize; 4],
     strides: Strides,
@@ -168,9 +190,9 @@ pub struct ViewMut<'a, T> {
 }
 
 // SAFETY: tasks write disjoint rows through `head`, each row in one task.
-unsafe impl<T: Send> Sync for ViewMut<'_, T> {}
+unsafe impl<T: Storage> Sync for ViewMut<'_, T> {}
 // SAFETY: as an exclusive slice.
-unsafe impl<T: Send> Send for ViewMut<'_, T> {}
+unsafe impl<T: Storage> Send for ViewMut<'_, T> {}
 
 impl<'a, T: Storage> ViewMut<'a, T> {
     /// A tensor in `data`, which may hold more.
@@ -193,6 +215,29 @@ impl<'a, T: Storage> ViewMut<'a, T> {
     #[must_use]
     pub unsafe fn from_raw(data: *mut T, shape: [usize; 4], strides: Strides) -> Self {
         Self { data, shape, strides, lifetime: PhantomData }
+    }
+
+    /// `(B, H, N, D)`.
+    #[must_use]
+    pub fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
+    /// The same to write as what arithmetic is done in, where it is that; to be used in turn with this one.
+    pub(crate) fn as_float(&mut self) -> Option<ViewMut<'a, T::Float>> {
+        let Self { data, shape, strides, .. } = *self;
+        T::IS_FLOAT.then_some(ViewMut { data: data.cast(), shape, strides, lifetime: PhantomData })
+    }
+
+    /// The same to read, while nobody writes.
+    pub(crate) fn read(&self) -> View<'_, T> {
+        View {
+            data: self.data,
+            shape: self.shape,
+            strides: self.strides,
+            turning: None,
+            lifetime: PhantomData,
+        }
     }
 
     pub(crate) fn check(&self, arg: &'static str, shape: [usize; 4]) -> Result<()> {

@@ -117,6 +117,8 @@ fn to_odd(x: f64) -> f32 {
 pub trait Storage: Copy + Send + Sync + Debug + Default + PartialEq + 'static {
     /// What arithmetic is done in.
     type Float: Float;
+    /// Whether that is what is stored.
+    const IS_FLOAT: bool;
 
     /// The same number.
     fn widen(self) -> Self::Float;
@@ -200,6 +202,7 @@ macro_rules! plain {
     ($t:ident) => {
         impl Storage for $t {
             type Float = $t;
+            const IS_FLOAT: bool = true;
             #[inline(always)]
             fn widen(self) -> $t {
                 self
@@ -238,6 +241,7 @@ macro_rules! half {
     ($t:ident, $load:ident, $store:ident) => {
         impl Storage for $t {
             type Float = f32;
+            const IS_FLOAT: bool = false;
             #[inline(always)]
             fn widen(self) -> f32 {
                 self.to_f32()

@@ -48,7 +48,7 @@ macro_rules! by_storage {
 }
 pub(crate) use by_storage;
 
-fn borrow<'a, 'py, T: Element>(
+pub(crate) fn borrow<'a, 'py, T: Element>(
     name: &str,
     array: &'a Bound<'py, PyAny>,
 ) -> PyResult<&'a Bound<'py, PyArrayDyn<T>>> {
@@ -59,7 +59,10 @@ fn borrow<'a, 'py, T: Element>(
 }
 
 /// Shape and distances in elements of an array of four dimensions with unit distance along the last.
-fn measure<T: Element>(name: &str, array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<([usize; 4], Strides)> {
+pub(crate) fn measure<T: Element>(
+    name: &str,
+    array: &Bound<'_, PyArrayDyn<T>>,
+) -> PyResult<([usize; 4], Strides)> {
     let shape: [usize; 4] = array
         .shape()
         .try_into()
