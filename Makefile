@@ -2,6 +2,7 @@
 # Choose the interpreter with `make PYTHON=/path/to/python3 ...`.
 
 VENV := .venv
+BENCH_VENV := .venv-bench
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 export PYO3_PYTHON := $(CURDIR)/$(PY)
@@ -10,10 +11,10 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test bench lint format docs wheel clean
+.PHONY: help quickstart test bench bench-env lint format docs wheel clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
 
 quickstart: $(VENV)/.package  ## Train an any-to-any model for 30 seconds and write a report (ARGS="--seconds 60")
 	$(VENV)/bin/sensorium quickstart $(ARGS)
@@ -22,8 +23,19 @@ test: $(VENV)/.package $(VENV)/.dev  ## Rust tests, Python tests, examples in do
 	cargo test --workspace --exclude sensorium-py
 	$(PY) -m pytest --doctest-modules tests python/sensorium $(ARGS)
 
-bench: $(VENV)/.package $(VENV)/.dev  ## Every kernel against its NumPy reference
+# Attention is measured against what is installed: the environment of `make bench-env` where there is one.
+BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
+ATTENTION := --json benches/results/attention.local.json
+
+bench: $(VENV)/.package $(VENV)/.dev  ## Every kernel against its NumPy reference and, for attention, its peers
 	$(PY) -m pytest benches --benchmark-only --benchmark-json=benches/results/latest.local.json $(ARGS)
+	PYTHONPATH=python $(BENCH_PY) benches/bench_attention.py $(ATTENTION)
+	$(PY) benches/bench_pairs.py
+
+bench-env: $(VENV)/.package  ## An environment with attention's peers, several GB, in .venv-bench
+	sh scripts/venv.sh $(BENCH_VENV)
+	@$(PY) scripts/requirements.py peers > $(BENCH_VENV)/peers.txt
+	$(BENCH_VENV)/bin/python -m pip install -r $(BENCH_VENV)/peers.txt
 
 lint: $(VENV)/.package $(VENV)/.dev  ## Formatting, clippy, ruff, mypy, stubs, direction of dependencies
 	cargo fmt --all --check

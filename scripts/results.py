@@ -2,7 +2,7 @@
 
 ``python scripts/results.py measure --seeds 2 3 4 5 6`` trains a model for each seed and keeps the figures in
 ``benches/results/quickstart.json``; ``python scripts/results.py readme`` puts the tables where the README has
-their markers.
+their markers. ``attention_results.py`` does the same for the speed of attention.
 """
 
 from __future__ import annotations
