@@ -17,8 +17,13 @@ enum Function {
     Sigmoid,
     Softplus,
     Tanh,
+    /// The first and the second result of `tanh_derivative`.
+    TanhBeside,
+    TanhDerivative,
 }
-use Function::{Exp, Exp2Nonpositive, ExpNonpositive, Log, Log1p, Sigmoid, Softplus, Tanh};
+use Function::{
+    Exp, Exp2Nonpositive, ExpNonpositive, Log, Log1p, Sigmoid, Softplus, Tanh, TanhBeside, TanhDerivative,
+};
 
 struct Apply<'a, T>(Function, &'a [T], &'a mut [T]);
 impl<T: Float> Kernel<T> for Apply<'_, T> {
@@ -30,6 +35,8 @@ impl<T: Float> Kernel<T> for Apply<'_, T> {
             ($($name:ident => $f:ident),*) => {
                 match function {
                     $($name => math::map(s, x, out, #[inline(always)] |v| math::$f(s, v)),)*
+                    TanhBeside => math::map(s, x, out, #[inline(always)] |v| math::tanh_derivative(s, v).0),
+                    TanhDerivative => math::map(s, x, out, #[inline(always)] |v| math::tanh_derivative(s, v).1),
                 }
             };
         }
@@ -69,8 +76,17 @@ fn truth(function: Function, x: f64) -> (Double, i32) {
         Sigmoid | Softplus if x.hi < -40.0 => x.exp_scaled(),
         Sigmoid => (Double::new(1.0).div(x.neg().exp().add(Double::new(1.0))), 0),
         Softplus => (x.add(Double::new(0.0)).max_zero().add(x.abs().neg().exp().ln_1p()), 0),
-        Tanh if x.hi.abs() > 40.0 => (Double::new(x.hi.signum()), 0),
-        Tanh => {
+        TanhDerivative if x.hi.abs() > 40.0 => {
+            let (m, n) = x.abs().scale(1).neg().exp_scaled();
+            (m, n + 2)
+        }
+        TanhDerivative => {
+            let z = x.abs().scale(1).neg().exp();
+            let sum = z.add(Double::new(1.0));
+            (z.scale(2).div(sum).div(sum), 0)
+        }
+        Tanh | TanhBeside if x.hi.abs() > 40.0 => (Double::new(x.hi.signum()), 0),
+        Tanh | TanhBeside => {
             let m = x.scale(1).expm1();
             (m.div(m.add(Double::new(2.0))), 0)
         }
@@ -86,7 +102,11 @@ fn truth_f32(function: Function, x: f64) -> f64 {
         Log1p => x.ln_1p(),
         Sigmoid => 1.0 / (1.0 + (-x).exp()),
         Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
-        Tanh => x.tanh(),
+        Tanh | TanhBeside => x.tanh(),
+        TanhDerivative => {
+            let z = (-2.0 * x.abs()).exp();
+            4.0 * z / ((1.0 + z) * (1.0 + z))
+        }
     }
 }
 
@@ -176,15 +196,21 @@ const LOGARITHMS: [Case; 3] = [
     (Log, 1e-45..1.5, 5e-324..1.5, 1.0),
     (Log1p, -0.999_999_9..f32::MAX, -0.999_999_999..1e300, 1.0),
 ];
-const SIGMOIDS: [Case; 3] = [
+const SIGMOIDS: [Case; 5] = [
     (Sigmoid, -110.0..f32::MAX, -750.0..1000.0, 2.5),
     (Softplus, -110.0..f32::MAX, -750.0..1000.0, 2.25),
     (Tanh, f32::MIN..f32::MAX, -1000.0..1000.0, 2.75),
+    (TanhBeside, f32::MIN..f32::MAX, -1000.0..1000.0, 3.25),
+    (TanhDerivative, f32::MIN..f32::MAX, -1000.0..1000.0, 6.0),
 ];
 
 /// Powers of two below which the result may be zero.
 fn zero_below(function: Function) -> (f64, f64) {
-    if matches!(function, ExpNonpositive | Exp2Nonpositive) { (-126.5, -1022.5) } else { (-150.0, -1075.0) }
+    match function {
+        ExpNonpositive | Exp2Nonpositive => (-126.5, -1022.5),
+        TanhDerivative => (-124.5, -1020.5),
+        _ => (-150.0, -1075.0),
+    }
 }
 
 fn hold_to(cases: &[Case]) {
@@ -260,8 +286,13 @@ fn edges() {
         at_the_edges::<f32>(level, Softplus, &softplus);
         at_the_edges::<f64>(level, Softplus, &softplus);
         let tanh = [nan, (0.0, 0.0), (-0.0, -0.0), (INF, 1.0), (-INF, -1.0), (1e30, 1.0), (-1e30, -1.0)];
-        at_the_edges::<f32>(level, Tanh, &tanh);
-        at_the_edges::<f64>(level, Tanh, &tanh);
+        for function in [Tanh, TanhBeside] {
+            at_the_edges::<f32>(level, function, &tanh);
+            at_the_edges::<f64>(level, function, &tanh);
+        }
+        let derivative = [nan, (0.0, 1.0), (-0.0, 1.0), (INF, 0.0), (-INF, 0.0), (1e30, 0.0), (-1e30, 0.0)];
+        at_the_edges::<f32>(level, TanhDerivative, &derivative);
+        at_the_edges::<f64>(level, TanhDerivative, &derivative);
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`sigmoid`] | 2.5 | 2.5 | small results keep their digits, denormal ones too |
 //! | [`softplus`] | 2.25 | 2.25 | as above; no overflow |
 //! | [`tanh`] | 2.75 | 2.75 | keeps the digits and the sign of a tiny argument |
+//! | [`tanh_derivative`] | 3.25, 6.0 | 3.25, 6.0 | the same; derivatives below `2^-124.5` (`f64`: `2^-1020.5`) are 0 |
 //!
 //! The argument is cut into `n ln 2 + r` with `|r| <= ln(2) / 2` (Cody and Waite 1980), `exp(r)` is a polynomial,
 //! and `2^n` is made from bits.
@@ -27,7 +28,7 @@ use crate::{Float, Simd};
 pub use coefficients::Coefficients;
 pub use log::{log, log1p};
 pub use map::{map, map_in_place, map2};
-pub use sigmoid::{sigmoid, softplus, tanh};
+pub use sigmoid::{sigmoid, softplus, tanh, tanh_derivative};
 
 /// `c[0] + c[1] x + ...`, by Horner's rule.
 #[inline(always)]
