@@ -379,17 +379,18 @@ class TestErrors:
 
     def test_results_that_share_memory_are_refused(self):
         core, at = [self.layout._core], (0, 0)
+        plain = (1.0, None, None, None)
         q, lse = self.q.copy(), np.zeros((2, 4, 5), dtype=np.float32)
         with pytest.raises(
             sensorium.ArgumentError, match="out must be writeable and share memory with no other"
         ):
-            _core.attention_forward(core, at, q, q, q, 1.0, q, lse)
+            _core.attention_forward(core, at, q, q, q, plain, q, lse)
         flat = np.broadcast_to(np.zeros((1, 1, 5, 8), dtype=np.float32), q.shape)
         with pytest.raises(sensorium.ArgumentError, match="out has elements that share memory"):
-            _core.attention_forward(core, at, q, q, q, 1.0, flat, lse)
+            _core.attention_forward(core, at, q, q, q, plain, flat, lse)
         with pytest.raises(sensorium.ArgumentError, match="q must be contiguous along D"):
             _core.attention_forward(
-                core, at, np.zeros((2, 4, 5, 16), dtype=np.float32)[..., ::2], q, q, 1.0, q, lse
+                core, at, np.zeros((2, 4, 5, 16), dtype=np.float32)[..., ::2], q, q, plain, q, lse
             )
 
 

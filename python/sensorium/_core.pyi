@@ -6,6 +6,7 @@ from typing import Any, Final, final
 from numpy.typing import NDArray
 
 _Array = NDArray[Any]
+_Scoring = tuple[float, float | None, list[float] | None, tuple[float, int] | None]
 
 __version__: Final[str]
 MAX_THREADS: Final[int]
@@ -47,8 +48,11 @@ def attention_backward(
     v: _Array,
     out: _Array,
     lse: _Array,
-    scale: float,
+    scoring: _Scoring,
     grads: Sequence[_Array],
+) -> None: ...
+def attention_dropout_mask(
+    dropout: tuple[float, int], shape: Sequence[int], offsets: tuple[int, int], kept: _Array
 ) -> None: ...
 def attention_forward(
     layouts: Sequence[AttentionLayout],
@@ -56,7 +60,7 @@ def attention_forward(
     q: _Array,
     k: _Array,
     v: _Array,
-    scale: float,
+    scoring: _Scoring,
     out: _Array,
     lse: _Array,
 ) -> None: ...

@@ -13,7 +13,7 @@ import numpy as np
 from autograd.core import VJPNode, add_outgrads, defvjp_argnums
 from autograd.extend import primitive as _untyped_primitive
 from autograd.tracer import isbox, new_box, toposort, trace_stack
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import _block, ops
 from ._tree import Tree, tree_leaves, tree_unflatten
@@ -232,30 +232,45 @@ def attention(
     scale: float | None = None,
     query_offset: int | None = None,
     key_offset: int = 0,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
 ) -> Any:
-    """Differentiable :func:`sensorium.ops.attention`."""
-    options = {"scale": scale, "query_offset": query_offset, "key_offset": key_offset}
+    """Differentiable :func:`sensorium.ops.attention`; by ``q``, ``k`` and ``v``."""
+    options: dict[str, Any] = {"scale": scale, "query_offset": query_offset, "key_offset": key_offset}
+    options |= {"softcap": softcap, "alibi": alibi, "dropout": dropout, "seed": seed}
     return _attention(q, k, v, layout, options, [])
 
 
 @primitive
-def _self_attention(qkv: Any, layout: Any, scale: Any, kept: list[Any]) -> Any:
-    out, lse = ops.self_attention(qkv, layout, scale=scale)
+def _self_attention(qkv: Any, layout: Any, options: Any, kept: list[Any]) -> Any:
+    out, lse = ops.self_attention(qkv, layout, **options)
     kept[:] = (lse,)
     return out
 
 
 def _self_attention_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any) -> Vjp:
-    qkv, layout, scale, kept = args
-    return lambda g: (ops.self_attention_backward(_like(g, ans), qkv, ans, kept[0], layout, scale=scale),)
+    qkv, layout, options, kept = args
+    return lambda g: (ops.self_attention_backward(_like(g, ans), qkv, ans, kept[0], layout, **options),)
 
 
 defvjp_argnums(_self_attention, _self_attention_vjp)
 
 
-def self_attention(qkv: Any, layout: ops.Layout | Sequence[ops.Layout], *, scale: float | None = None) -> Any:
+def self_attention(
+    qkv: Any,
+    layout: ops.Layout | Sequence[ops.Layout],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+) -> Any:
     """Differentiable :func:`sensorium.ops.self_attention`: ``qkv (B, N, 3, H, D)`` to ``(B, N, H D)``."""
-    return _self_attention(qkv, layout, scale, [])
+    options = {"scale": scale, "softcap": softcap, "alibi": alibi, "dropout": dropout, "seed": seed}
+    return _self_attention(qkv, layout, options, [])
 
 
 @primitive

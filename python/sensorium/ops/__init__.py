@@ -23,3 +23,5 @@ from .nn import silu as silu
 from .nn import silu_backward as silu_backward
 from .rotary import Rotary as Rotary
 from .rotary import rotary as rotary
+from .scoring import alibi_slopes as alibi_slopes
+from .scoring import attention_dropout_mask as attention_dropout_mask

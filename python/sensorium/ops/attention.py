@@ -10,21 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
-from .._validate import check_dims, check_finite_number, check_integer
+from .._validate import check_dims, check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._tensor import like, tensor
 from .layout import Layout
+from .scoring import Scoring, scoring
 
 __all__ = ["attention", "attention_backward", "self_attention", "self_attention_backward"]
 
 Array = NDArray[Any]
 Layouts = Layout | Sequence[Layout]
-
-
-def _scale(scale: float | None, width: int) -> float:
-    if scale is None:
-        return float(width**-0.5) if width else 1.0
-    return check_finite_number("scale", scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +109,10 @@ def attention(
     scale: float | None = None,
     query_offset: int | None = None,
     key_offset: int = 0,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
     return_lse: Literal[True] = True,
 ) -> tuple[Array, Array]: ...
 @overload
@@ -126,6 +125,10 @@ def attention(
     scale: float | None = None,
     query_offset: int | None = None,
     key_offset: int = 0,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
     return_lse: Literal[False],
 ) -> Array: ...
 def attention(
@@ -137,6 +140,10 @@ def attention(
     scale: float | None = None,
     query_offset: int | None = None,
     key_offset: int = 0,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
     return_lse: bool = True,
 ) -> tuple[Array, Array] | Array:
     """Return ``softmax(scale * q k^T over what the layout lets a query see) v``.
@@ -165,6 +172,17 @@ def attention(
         to the last key, which is then the last token of the layout.
     key_offset : int
         Token of the row that the first key is; tokens without a key are not seen.
+    softcap : float, optional
+        ``c``, above 0: a score ``s`` becomes ``c tanh(s / c)``, before ``alibi``; ``+-inf`` becomes ``+-c``.
+    alibi : array (H,), optional
+        Slopes: the score of query head ``h`` loses ``alibi[h] * |i - j|``, with ``i`` and ``j`` the tokens of
+        the row that query and key are. See :func:`alibi_slopes`. They have no gradient.
+    dropout : float
+        Probability, in ``[0, 1)``, that a pair's weight is dropped after the softmax; others are divided by
+        one minus that. It is rounded to a multiple of 2^-16. ``lse`` is that without dropout.
+    seed : int, optional
+        Of dropout, from 0 to 2^64 - 1. What is dropped depends on it, on sample, head and tokens, and on
+        nothing else; see :func:`attention_dropout_mask`. Each layer and step should have its own.
     return_lse : bool
         Also return ``lse``, which :func:`attention_backward` needs.
 
@@ -183,7 +201,9 @@ def attention(
 
     References
     ----------
-    Milakov and Gimelshein 2018 (running softmax); Dao et al. 2022 and 2023 (blockwise attention).
+    Milakov and Gimelshein 2018 (running softmax); Dao et al. 2022 and 2023 (blockwise attention); Bello et
+    al. 2017 and Gemma Team 2024 (soft-capping); Press, Smith and Lewis 2022 (linear biases); Srivastava et
+    al. 2014 (dropout).
 
     Examples
     --------
@@ -202,9 +222,10 @@ def attention(
     """
     q, k, v = tensor("q", q), tensor("k", k), tensor("v", v)
     where = _where(layout, query_offset, key_offset, q, k, v)
+    how = scoring(scale, softcap, alibi, dropout, seed, q.shape[1], q.shape[3])
     out = like(q)
     lse = np.empty(q.shape[:3], dtype=q.dtype)
-    _core.attention_forward(where.layouts, where.offsets, q, k, v, _scale(scale, q.shape[3]), out, lse)
+    _core.attention_forward(where.layouts, where.offsets, q, k, v, how, out, lse)
     return (out, lse) if return_lse else out
 
 
@@ -220,6 +241,10 @@ def attention_backward(
     scale: float | None = None,
     query_offset: int | None = None,
     key_offset: int = 0,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of :func:`attention` by ``q``, ``k`` and ``v``.
 
@@ -230,8 +255,8 @@ def attention_backward(
     ----------
     grad_out : array (B, H, N, D)
         Gradient by ``out``.
-    q, k, v, layout, scale, query_offset, key_offset
-        As given to :func:`attention`.
+    q, k, v, layout, scale, query_offset, key_offset, softcap, alibi, dropout, seed
+        As given to :func:`attention`; ``alibi`` has no gradient.
     out : array (B, H, N, D)
     lse : array (B, H, N)
         As returned by :func:`attention`.
@@ -260,8 +285,9 @@ def attention_backward(
     """
     q, k, v = tensor("q", q), tensor("k", k), tensor("v", v)
     where = _where(layout, query_offset, key_offset, q, k, v)
+    how = scoring(scale, softcap, alibi, dropout, seed, q.shape[1], q.shape[3])
     grads = (like(q), like(k), like(v))
-    _backward(grad_out, q, k, v, out, lse, where, scale, grads)
+    _backward(grad_out, q, k, v, out, lse, where, how, grads)
     return grads
 
 
@@ -273,7 +299,7 @@ def _backward(
     out: ArrayLike,
     lse: ArrayLike,
     where: _Where,
-    scale: float | None,
+    how: Scoring,
     grads: tuple[Array, ...],
 ) -> None:
     """Check what :func:`attention` did not, and write ``grads``: three arrays, or one packed."""
@@ -287,8 +313,7 @@ def _backward(
         _check_like("grad_out", grad_out, "q", q, q.shape)
         _check_like("out", out, "q", q, q.shape)
         _check_like("lse", lse, "q", q, q.shape[:3])
-    number = _scale(scale, q.shape[3])
-    _core.attention_backward(where.layouts, where.offsets, grad_out, q, k, v, out, lse, number, grads)
+    _core.attention_backward(where.layouts, where.offsets, grad_out, q, k, v, out, lse, how, grads)
 
 
 def _parts(name: str, packed: Array) -> tuple[Array, Array, Array]:
@@ -299,7 +324,16 @@ def _parts(name: str, packed: Array) -> tuple[Array, Array, Array]:
     return parts[0], parts[1], parts[2]
 
 
-def self_attention(qkv: ArrayLike, layout: Layouts, *, scale: float | None = None) -> tuple[Array, Array]:
+def self_attention(
+    qkv: ArrayLike,
+    layout: Layouts,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+) -> tuple[Array, Array]:
     """Return attention over one packed projection, heads side by side: nothing is copied or transposed.
 
     Parameters
@@ -310,6 +344,8 @@ def self_attention(qkv: ArrayLike, layout: Layouts, *, scale: float | None = Non
         Of length ``N``; in a sequence, one for each sample, a shorter one counts as padded.
     scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` where None.
+    softcap, alibi, dropout, seed
+        See :func:`attention`.
 
     Returns
     -------
@@ -339,7 +375,8 @@ def self_attention(qkv: ArrayLike, layout: Layouts, *, scale: float | None = Non
     out = np.empty((batch, tokens, heads, width), dtype=q.dtype)
     lse = np.empty((batch, heads, tokens), dtype=q.dtype)
     to = out.transpose(0, 2, 1, 3)
-    _core.attention_forward(where.layouts, where.offsets, q, k, v, _scale(scale, width), to, lse)
+    how = scoring(scale, softcap, alibi, dropout, seed, heads, width)
+    _core.attention_forward(where.layouts, where.offsets, q, k, v, how, to, lse)
     return out.reshape(batch, tokens, heads * width), lse
 
 
@@ -351,6 +388,10 @@ def self_attention_backward(
     layout: Layouts,
     *,
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
 ) -> Array:
     """Return the gradient of :func:`self_attention` by ``qkv``.
 
@@ -358,8 +399,8 @@ def self_attention_backward(
     ----------
     grad_out : array (B, N, H * D)
         Gradient by ``out``.
-    qkv, layout, scale
-        As given to :func:`self_attention`.
+    qkv, layout, scale, softcap, alibi, dropout, seed
+        As given to :func:`self_attention`; ``alibi`` has no gradient.
     out : array (B, N, H * D)
     lse : array (B, H, N)
         As returned by :func:`self_attention`.
@@ -396,5 +437,6 @@ def self_attention_backward(
     q, k, v = tensor("qkv", q), tensor("qkv", k), tensor("qkv", v)
     where = _where(layout, None, 0, q, k, v)
     dqkv = np.empty((batch, tokens, 3, heads, width), dtype=q.dtype)
-    _backward(heads_last[0], q, k, v, heads_last[1], lse, where, scale, (dqkv,))
+    how = scoring(scale, softcap, alibi, dropout, seed, heads, width)
+    _backward(heads_last[0], q, k, v, heads_last[1], lse, where, how, (dqkv,))
     return dqkv

@@ -13,7 +13,7 @@ use crate::batch::{Place, Tasks};
 use crate::forward::{add_visible, check, finite, hide};
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
-use crate::score::{Scale, Scoring};
+use crate::score::{Gradient, Score, Scoring, Tile};
 use crate::scratch::Scratch;
 use crate::source::{Ready, Sink, Source, Sum};
 use crate::tile::{Product, Start};
@@ -35,7 +35,7 @@ const TASK_WORK: u64 = 1 << 22;
 pub fn backward<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
-    scoring: Scoring,
+    scoring: Scoring<'_>,
     grad_out: View<'_, E>,
     q: View<'_, E>,
     k: View<'_, E>,
@@ -85,8 +85,7 @@ pub fn backward<E: Storage>(
                 v: v.head(batch, kv_head),
                 out: Source::new(&out, batch, head),
                 lse: &lse[(batch * dims.heads + head) * dims.queries..][..dims.queries],
-                scale: Scale::new(scoring.scale),
-                full_scale: E::Float::from_f64(scoring.scale),
+                score: Score::new(scoring, batch, head),
                 dq: Sink::new(&dq, batch, head, turning),
                 first_key: keys.start,
                 dk,
@@ -296,8 +295,7 @@ struct Task<'a, T> {
     v: Rows<T>,
     out: Source<T>,
     lse: &'a [T],
-    scale: Scale<T>,
-    full_scale: T,
+    score: Score<T>,
     dq: Sink<T>,
     /// Key of row 0 of `dk` and `dv`.
     first_key: usize,
@@ -375,8 +373,8 @@ impl<T: Float> Task<'_, T> {
         let group = unsafe {
             self.q.copy(query, lanes, self.width, buffers.rows_q, depth);
             self.grad_out.copy(query, lanes, self.width, buffers.rows_g, depth);
-            transpose_in(buffers.rows_q, depth, lanes, self.width, self.scale.sign, buffers.qt, width);
-            transpose_in(buffers.rows_g, depth, lanes, self.width, self.full_scale, buffers.gt, width);
+            transpose_in(buffers.rows_q, depth, lanes, self.width, self.score.sign, buffers.qt, width);
+            transpose_in(buffers.rows_g, depth, lanes, self.width, self.score.scale, buffers.gt, width);
             std::slice::from_raw_parts_mut(buffers.dqt, self.width * width).fill(T::ZERO);
             self.start(s, buffers, query, lanes, depth)
         };
@@ -388,7 +386,20 @@ impl<T: Float> Task<'_, T> {
                 unsafe {
                     self.scores(self.k, &chunk, buffers.qt, buffers.p, width);
                     self.scores(self.v, &chunk, buffers.gt, buffers.ds, width);
-                    self.softmax(s, buffers, &chunk, &group, width);
+                    if self.score.is_plain() {
+                        self.softmax(s, buffers, &chunk, &group, width);
+                    } else {
+                        let tile = Tile::new(self.plan, query, &chunk, buffers.p, width);
+                        let Group { shift, delta, .. } = &group;
+                        Gradient { score: &self.score, tile, ds: buffers.ds, shift, delta }.run();
+                    }
+                    if chunk.masked {
+                        for p in [buffers.p, buffers.ds] {
+                            for j in (0..width).step_by(S::LANES) {
+                                hide(s, p.add(j), width, &chunk, j, T::ZERO);
+                            }
+                        }
+                    }
                     let k = self.k.row(chunk.start);
                     if chunk.masked && !(group.finite && finite(s, k, self.k.stride, chunk.keys, self.width))
                     {
@@ -422,7 +433,7 @@ impl<T: Float> Task<'_, T> {
     ) -> Group<T> {
         // Padding sees nothing: its exponents are -inf.
         let mut group = Group { shift: [T::NEG_INFINITY; BLOCK], delta: [T::ZERO; BLOCK], finite: false };
-        let back = T::ONE / self.scale.back;
+        let back = T::ONE / self.score.back;
         // SAFETY: the rows exist.
         let out = unsafe { self.out.rows(query, lanes, self.width, buffers.rows, depth) };
         for i in 0..lanes {
@@ -433,7 +444,7 @@ impl<T: Float> Task<'_, T> {
                     std::slice::from_raw_parts(out.row(i), self.width),
                 )
             };
-            group.delta[i] = self.full_scale * dot(s, g, o);
+            group.delta[i] = self.score.scale * dot(s, g, o);
             let lse = self.lse[query + i];
             if lse != T::NEG_INFINITY {
                 group.shift[i] = -(lse * back);
@@ -469,7 +480,7 @@ impl<T: Float> Task<'_, T> {
         }
     }
 
-    /// `p = P^T` from scores, and `ds = scale dS^T` from `scale dP^T`, 0 where masked.
+    /// `p = P^T` from scores, and `ds = scale dS^T` from `scale dP^T`.
     #[inline(always)]
     unsafe fn softmax<S: Simd<T>>(
         &self,
@@ -479,7 +490,7 @@ impl<T: Float> Task<'_, T> {
         group: &Group<T>,
         width: usize,
     ) {
-        let factor = s.splat(self.scale.factor);
+        let factor = s.splat(self.score.factor);
         for j in (0..width).step_by(S::LANES) {
             let (shift, delta) = (s.load(&group.shift[j..]), s.load(&group.delta[j..]));
             // SAFETY: the buffers hold `CHUNK` rows of `width` lanes.
@@ -491,10 +502,6 @@ impl<T: Float> Task<'_, T> {
                     s.store_ptr(buffers.p.add(at), p);
                     let dp = s.load_ptr(buffers.ds.add(at));
                     s.store_ptr(buffers.ds.add(at), s.mul(p, s.sub(dp, delta)));
-                }
-                if chunk.masked {
-                    hide(s, buffers.p.add(j), width, chunk, j, T::ZERO);
-                    hide(s, buffers.ds.add(j), width, chunk, j, T::ZERO);
                 }
             }
         }

@@ -11,7 +11,7 @@
 use crate::batch::{self, Place, Tasks};
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
-use crate::score::{Scale, Scoring};
+use crate::score::{Score, Scoring, Shape, Thin, Tile};
 use crate::scratch::Scratch;
 use crate::source::{Ready, Sink, Source};
 use crate::tile::{Product, Start};
@@ -28,7 +28,7 @@ const TASK_WORK: u64 = 1 << 21;
 pub(crate) fn check<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
-    scoring: Scoring,
+    scoring: Scoring<'_>,
     [q, k, v]: [&View<'_, E>; 3],
 ) -> Result<()> {
     let Dims { heads, kv_heads, .. } = dims;
@@ -37,7 +37,7 @@ pub(crate) fn check<E: Storage>(
         let what = format!("has H_kv={kv_heads}, which does not divide H={heads} of q");
         return Err(Error::Value { arg: "k", what });
     }
-    scoring.check()?;
+    scoring.check(heads)?;
     q.check("q", dims.query_shape())?;
     k.check("k", dims.key_shape())?;
     v.check("v", dims.key_shape())
@@ -53,7 +53,7 @@ pub(crate) fn check<E: Storage>(
 pub fn forward<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
-    scoring: Scoring,
+    scoring: Scoring<'_>,
     q: View<'_, E>,
     k: View<'_, E>,
     v: View<'_, E>,
@@ -84,7 +84,7 @@ pub fn forward<E: Storage>(
             q: Source::new(&q, batch, head),
             k: k.head(batch, kv_head),
             v: v.head(batch, kv_head),
-            scale: Scale::new(scoring.scale),
+            score: Score::new(scoring, batch, head),
             out: Sink::new(&out, batch, head, None),
             first: queries.start,
             // SAFETY: the rows of different heads and parts do not overlap.
@@ -112,7 +112,7 @@ struct Task<'a, T> {
     q: Source<T>,
     k: Rows<T>,
     v: Rows<T>,
-    scale: Scale<T>,
+    score: Score<T>,
     out: Sink<T>,
     /// Query that `lse` starts with.
     first: usize,
@@ -183,7 +183,7 @@ impl<T: Float> Task<'_, T> {
         // SAFETY: row `query + lanes - 1` exists, and the buffers hold `width` lanes.
         unsafe {
             let q = self.q.rows(query, lanes, self.width, buffers.rows, self.width);
-            transpose_in(q.data, q.stride, lanes, self.width, self.scale.sign, buffers.qt, width);
+            transpose_in(q.data, q.stride, lanes, self.width, self.score.sign, buffers.qt, width);
             std::slice::from_raw_parts_mut(buffers.ot, self.width * width).fill(T::ZERO);
         }
         let mut chunk = Chunk::new();
@@ -206,7 +206,14 @@ impl<T: Float> Task<'_, T> {
                         start: Start::Zero,
                     }
                     .run();
+                    let tile = Tile::new(self.plan, query, &chunk, buffers.p, width);
+                    if self.score.shapes() {
+                        Shape { score: &self.score, tile }.run();
+                    }
                     self.softmax(s, buffers.p, &chunk, &mut running, width);
+                    if self.score.thins() {
+                        Thin { score: &self.score, tile }.run();
+                    }
                     self.values(s, buffers, &chunk, &running, width);
                 }
             }
@@ -216,7 +223,7 @@ impl<T: Float> Task<'_, T> {
         let zero = s.splat(T::ZERO);
         for j in (0..width).step_by(S::LANES) {
             let sum = s.load(&running.sum[j..]);
-            let value = s.mul_add(s.load(&running.shift[j..]), s.splat(self.scale.back), log(s, sum));
+            let value = s.mul_add(s.load(&running.shift[j..]), s.splat(self.score.back), log(s, sum));
             s.store(&mut lse[j..], value);
             // A NaN sum takes the zero too, and its row is NaN already.
             s.store(&mut inverse[j..], s.select(s.lt(zero, sum), s.div(s.splat(T::ONE), sum), zero));
@@ -240,7 +247,7 @@ impl<T: Float> Task<'_, T> {
         running: &mut Running<T>,
         width: usize,
     ) {
-        let (zero, lowest, factor) = (s.splat(T::ZERO), s.splat(T::NEG_INFINITY), s.splat(self.scale.factor));
+        let (zero, lowest, factor) = (s.splat(T::ZERO), s.splat(T::NEG_INFINITY), s.splat(self.score.factor));
         for j in (0..width).step_by(S::LANES) {
             // SAFETY: the buffer holds `CHUNK` rows of `width` lanes.
             let p = unsafe { p.add(j) };

@@ -32,5 +32,5 @@ pub use forward::forward;
 pub use layout::{Inner, Layout, Sample, Segment};
 pub use plan::Plan;
 pub use rotary::{Rotation, rotate};
-pub use score::Scoring;
+pub use score::{Dropout, Scoring};
 pub use view::{Dims, Strides, View, ViewMut};

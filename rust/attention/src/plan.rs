@@ -52,8 +52,8 @@ pub(crate) struct Block {
 pub struct Plan {
     queries: usize,
     keys: usize,
-    /// Position in the row of the first query, less that of the first key.
-    ahead: i64,
+    /// Positions in the row of the first query and of the first key.
+    first: [u32; 2],
     blocks: Vec<Block>,
     visits: Vec<Visit>,
     masks: Vec<Mask>,
@@ -80,7 +80,7 @@ impl Plan {
         let mut plan = Self {
             queries: queries.len(),
             keys: keys.len(),
-            ahead: i64::from(queries.start) - i64::from(keys.start),
+            first: [queries.start, keys.start],
             blocks: Vec::new(),
             visits: Vec::new(),
             masks: Vec::new(),
@@ -135,7 +135,12 @@ impl Plan {
     /// Position in the row of query 0, less that of key 0.
     #[must_use]
     pub fn ahead(&self) -> i64 {
-        self.ahead
+        i64::from(self.first[0]) - i64::from(self.first[1])
+    }
+
+    /// Positions in the row of a query and a key of the window.
+    pub(crate) fn positions(&self, query: usize, key: usize) -> [usize; 2] {
+        [self.first[0] as usize + query, self.first[1] as usize + key]
     }
 
     /// Pairs that the kernels compute, masked ones included.

@@ -107,11 +107,13 @@ fn wide(words: &[u32; 4], lane: usize) -> u64 {
 /// `(c[0], c[1] + l, c[2], c[3])`, for use within a kernel.
 ///
 /// The loop over lanes is left to the compiler, which vectorises it at every level: 16 lanes take 29 ns at AVX-512,
-/// 45 at AVX2 and 75 at the baseline of a Zen 4, whose one core does a call in 12 otherwise.
+/// 45 at AVX2 and 75 at the baseline of a Zen 4, with the comparisons of dropout.
 #[inline(always)]
 pub fn lanes<const L: usize>(seed: u64, c: [u32; 4], out: &mut [[u32; L]; 4]) {
+    #[allow(clippy::needless_range_loop)] // Four arrays are written at once.
     for l in 0..L {
-        let words = philox([c[0], c[1].wrapping_add(l as u32), c[2], c[3]], [seed as u32, (seed >> 32) as u32]);
+        let words =
+            philox([c[0], c[1].wrapping_add(l as u32), c[2], c[3]], [seed as u32, (seed >> 32) as u32]);
         for w in 0..4 {
             out[w][l] = words[w];
         }
@@ -175,7 +177,11 @@ mod tests {
                 for l in 0..16 {
                     let i = u64::from(first.wrapping_add(l)) << 32 | 9;
                     let want = Stream::new(seed, 1 << 32 | 2).words(i);
-                    assert_eq!([0, 1, 2, 3].map(|w| got[w][l as usize]), want, "{level:?}, lane {l} of {first}");
+                    assert_eq!(
+                        [0, 1, 2, 3].map(|w| got[w][l as usize]),
+                        want,
+                        "{level:?}, lane {l} of {first}"
+                    );
                 }
             }
         }

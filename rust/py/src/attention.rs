@@ -6,7 +6,7 @@ use crate::tensor::{Tensor, TensorMut};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use sensorium_attention::{
-    self as attention, Dims, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, ViewMut,
+    self as attention, Dims, Dropout, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, ViewMut,
 };
 use sensorium_core::Float;
 use std::ops::Range;
@@ -18,6 +18,9 @@ type SegmentRow = (u8, usize, bool, bool);
 type SampleRow = (Vec<SegmentRow>, Option<usize>, Option<Vec<bool>>);
 /// Rule, start, end and key ranges outside it.
 type RangesRow = (u8, u32, u32, Vec<(u32, u32)>);
+
+/// Scale, cap, slopes, and probability and seed of dropout.
+type ScoringRow = (f64, Option<f64>, Option<Vec<f64>>, Option<(f64, u64)>);
 
 /// Plans of windows that a layout keeps, the last used first.
 const KEPT: usize = 8;
@@ -131,14 +134,14 @@ impl AttentionLayout {
     }
 }
 
-/// Rows of the layouts that `dims` and the offsets of queries and keys name.
-fn window(dims: Dims, [query, key]: [usize; 2]) -> PyResult<Window> {
+/// Rows of the layout that `counts` of queries and keys from `offsets` on are.
+fn rows([query, key]: [usize; 2], [queries, keys]: [usize; 2]) -> PyResult<Window> {
     let range = |name: &str, start: usize, len: usize| {
         let end = start.checked_add(len).and_then(|end| u32::try_from(end).ok());
         let end = end.ok_or_else(|| ArgumentError::new_err(format!("{name} is too large: {start}")))?;
         Ok::<_, PyErr>(start as u32..end)
     };
-    Ok([range("query_offset", query, dims.queries)?, range("key_offset", key, dims.keys)?])
+    Ok([range("query_offset", query, queries)?, range("key_offset", key, keys)?])
 }
 
 /// The plans of a call.
@@ -147,12 +150,42 @@ fn plans(
     dims: Dims,
     offsets: [usize; 2],
 ) -> PyResult<Vec<Arc<Plan>>> {
-    let window = window(dims, offsets)?;
+    let window = rows(offsets, [dims.queries, dims.keys])?;
     Ok(layouts.iter().map(|layout| layout.plan(&window)).collect())
 }
 
 fn dims(q: [usize; 4], k: [usize; 4]) -> Dims {
     Dims { batch: q[0], heads: q[1], kv_heads: k[1], queries: q[2], keys: k[2], width: q[3] }
+}
+
+fn scoring_of((scale, softcap, slopes, dropout): &ScoringRow) -> Scoring<'_> {
+    let dropout = dropout.map(|(p, seed)| Dropout { p, seed });
+    Scoring { scale: *scale, softcap: *softcap, slopes: slopes.as_deref(), dropout }
+}
+
+/// Writes which pairs dropout keeps, `(B, H, N_q, N_k)`.
+#[pyfunction]
+pub(crate) fn attention_dropout_mask(
+    py: Python<'_>,
+    dropout: (f64, u64),
+    shape: [usize; 4],
+    offsets: [usize; 2],
+    kept: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let mut kept = crate::array::InOut::<bool>::new("kept", kept)?;
+    let ([_, heads, queries, keys], (p, seed)) = (shape, dropout);
+    if Some(kept.as_slice_mut().len()) != shape.into_iter().try_fold(1, usize::checked_mul) {
+        return Err(ShapeError::new_err(format!("kept must have shape {shape:?}")));
+    }
+    let [query_rows, key_rows] = rows(offsets, [queries, keys])?;
+    let kept = kept.as_slice_mut();
+    door::run(py, || {
+        for (at, kept) in kept.chunks_mut((queries * keys).max(1)).enumerate() {
+            let (batch, head) = ((at / heads) as u32, (at % heads) as u32);
+            Dropout { p, seed }.keep(batch, head, query_rows.clone(), key_rows.clone(), kept);
+        }
+        Ok(())
+    })
 }
 
 /// Writes `out` and `lse`.
@@ -164,7 +197,7 @@ pub(crate) fn attention_forward(
     q: &Bound<'_, PyAny>,
     k: &Bound<'_, PyAny>,
     v: &Bound<'_, PyAny>,
-    scale: f64,
+    scoring: ScoringRow,
     out: &Bound<'_, PyAny>,
     lse: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
@@ -176,7 +209,7 @@ pub(crate) fn attention_forward(
         let (out, lse) = (out.view(), lse.as_slice_mut());
         let plans = plans(&layouts, dims, offsets)?;
         let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
-        let scoring = Scoring::new(scale);
+        let scoring = scoring_of(&scoring);
         door::run(py, || attention::forward(dims, &plans, scoring, q, k, v, out, lse))
     })
 }
@@ -209,7 +242,7 @@ pub(crate) fn attention_backward(
     v: &Bound<'_, PyAny>,
     out: &Bound<'_, PyAny>,
     lse: &Bound<'_, PyAny>,
-    scale: f64,
+    scoring: ScoringRow,
     grads: Vec<Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     by_dtype!(q, T => {
@@ -221,7 +254,7 @@ pub(crate) fn attention_backward(
         let (grad_out, out, lse) = (grad_out.view(), out.view(), lse.as_slice());
         let plans = plans(&layouts, dims, offsets)?;
         let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
-        let scoring = Scoring::new(scale);
+        let scoring = scoring_of(&scoring);
         let run = |grads| {
             door::run(py, || attention::backward(dims, &plans, scoring, grad_out, q, k, v, out, lse, grads))
         };

@@ -15,7 +15,7 @@ mod tensor;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::attention::{AttentionLayout, attention_backward, attention_forward};
+    use super::attention::{AttentionLayout, attention_backward, attention_dropout_mask, attention_forward};
     #[pymodule_export]
     use super::core::{elementary, matmul};
     use super::door;
