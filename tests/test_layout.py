@@ -242,3 +242,29 @@ class TestErrors:
         with pytest.raises(error) as caught:
             make()
         assert str(caught.value) == words
+
+
+@given(layouts(), layouts())
+def test_the_text_of_a_layout_is_that_of_its_equals_and_of_no_others(row, other):
+    text = row.layout._text
+    assert Layout._from_text(text) == row.layout
+    assert Layout._from_text(text)._text == text
+    assert (other.layout._text == text) == (other.layout == row.layout)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "causal3",
+        "(causal3",
+        "(causal3) ",
+        "(sideways3)",
+        "(causal0)",
+        "(causal3 causal03)",
+        "(v0:full1)",
+        "(full1ah)",
+    ],
+)
+def test_a_text_of_no_layout_is_refused(text):
+    with pytest.raises(sensorium.ArgumentError, match=r"does not describe a layout"):
+        Layout._from_text(text)

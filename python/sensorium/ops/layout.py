@@ -7,10 +7,11 @@ reference and the picture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,12 +21,14 @@ from .._validate import check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._dense import MAX_DENSE
 from ._multimodal_layouts import MultimodalLayouts
-from ._segment import INNER, MAX_LENGTH, Segment, one_of
+from ._segment import INNER, MAX_LENGTH, Inner, Segment, one_of
 from ._token_layouts import TokenLayouts
 
 __all__ = ["Layout", "Segment"]
 
 _MAX_DRAWN = 20_000
+_SAMPLE_TEXT = re.compile(r"\((?:w([0-9]+):)?(?:v([0-9a-f]*):)?([^()]*)\)")
+_SEGMENT_TEXT = re.compile(r"([a-z]+)([0-9]{1,10})(h?)(a?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,26 @@ class _Sample:
         if self.visible is not None:
             text += ", visible=given"
         return text
+
+    def _text(self) -> str:
+        window = "" if self.window is None else f"w{self.window}:"
+        visible = ""
+        if self.visible is not None:
+            visible = f"v{np.packbits(np.frombuffer(self.visible, dtype=np.bool_)).tobytes().hex()}:"
+        segments = (f"{s.inner}{s.length}{'h' * s.hidden}{'a' * s.anchor}" for s in self.segments)
+        return f"({window}{visible}{' '.join(segments)})"
+
+    @classmethod
+    def _from_text(cls, window: str | None, visible: str | None, segments: str) -> _Sample:
+        parts = tuple(
+            Segment(cast(Inner, inner), int(length), bool(hidden), bool(anchor))
+            for inner, length, hidden, anchor in _SEGMENT_TEXT.findall(segments)
+        )
+        relation = None
+        if visible is not None:
+            bits = np.frombuffer(bytes.fromhex(visible), dtype=np.uint8)
+            relation = np.unpackbits(bits, count=len(parts) ** 2).tobytes()
+        return cls(parts, int(window) if window else None, relation)
 
 
 def _segments(name: str, segments: Iterable[Segment]) -> tuple[Segment, ...]:
@@ -125,11 +148,12 @@ class Layout(MultimodalLayouts, TokenLayouts):
     11
     """
 
-    __slots__ = ("_core", "_hash", "_length", "_samples")
+    __slots__ = ("_core", "_hash", "_length", "_samples", "_text")
     _core: _core.AttentionLayout
     _samples: tuple[_Sample, ...]
     _length: int
     _hash: int
+    _text: str  # the same for equal layouts and for no others: what a compiled graph holds of a layout
 
     def __init__(
         self, segments: Iterable[Segment], window: int | None = None, visible: ArrayLike | None = None
@@ -146,6 +170,7 @@ class Layout(MultimodalLayouts, TokenLayouts):
         self._samples = samples
         self._length = sum(s.length for sample in samples for s in sample.segments)
         self._hash = hash(samples)
+        self._text = "".join(sample._text() for sample in samples)
         self._core = _core.AttentionLayout([sample._row() for sample in samples])
 
     @classmethod
@@ -216,6 +241,18 @@ class Layout(MultimodalLayouts, TokenLayouts):
             return self
         padding = _Sample((Segment("none", length - self._length),), None, None)
         return self._of((*self._samples, padding) if side == "right" else (padding, *self._samples))
+
+    @classmethod
+    def _from_text(cls, text: str) -> Layout:
+        """Return the layout whose ``_text`` is the text."""
+        try:
+            samples = [_Sample._from_text(*found.groups()) for found in _SAMPLE_TEXT.finditer(text)]
+            layout = cls._of(tuple(samples))
+        except ValueError as error:
+            raise ArgumentError(f"{text[:80]!r} does not describe a layout: {error}") from error
+        if layout._text != text:
+            raise ArgumentError(f"{text[:80]!r} does not describe a layout")
+        return layout
 
     @property
     def length(self) -> int:

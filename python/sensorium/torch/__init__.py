@@ -1,0 +1,27 @@
+"""The kernels as operators of PyTorch, on CPU tensors, without copies.
+
+Imported on demand only: ``import sensorium`` never imports torch. Every operator is registered with
+``torch.library`` as ``torch.ops.sensorium.<name>``, with its gradient and its rule for fake tensors, so that
+it works in an ``nn.Module``, under ``torch.compile(fullgraph=True)`` and under ``torch.vmap``. Under autocast
+operators run in ``float32``. First derivatives only.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    from ..errors import MissingExtraError
+
+    raise MissingExtraError(
+        "sensorium.torch needs PyTorch, which is not installed: pip install 'sensorium[torch]'"
+    ) from error
+
+from ._attention import attention as attention
+from ._attention import self_attention as self_attention
+from ._layouts import layout_tensor as layout_tensor
+from ._nn import cross_entropy as cross_entropy
+from ._nn import embedding as embedding
+from ._nn import gelu as gelu
+from ._nn import layer_norm as layer_norm
+from ._nn import linear as linear
+from ._nn import rms_norm as rms_norm
+from ._nn import silu as silu

@@ -1,0 +1,257 @@
+"""Attention over layouts as operators of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from .._validate import check_dims
+from ..errors import ArgumentError, DTypeError, ShapeError
+from ._layouts import layout_arguments, read_layouts
+from ._register import Tensor, check_float, define, differentiable
+
+__all__ = ["attention", "self_attention"]
+
+Array = np.ndarray[Any, Any]
+Layouts = ops.Layout | Sequence[ops.Layout] | Tensor
+
+# What the operators here have after their tensors: the layouts, as a tensor or as a text, and the options.
+_LAYOUT = "Tensor? layout, str layout_text"
+_PACKED = f"{_LAYOUT}, float? scale"
+_OPTIONS = f"{_PACKED}, SymInt? query_offset, SymInt key_offset"
+
+
+def _packed(layout: Array | None, text: str, scale: float | None) -> dict[str, Any]:
+    """Return the options of a call over a packed projection, by name."""
+    return {"layout": read_layouts(layout, text), "scale": scale}
+
+
+def _options(
+    layout: Array | None, text: str, scale: float | None, query_offset: int | None, key_offset: int
+) -> dict[str, Any]:
+    """Return the options of a call, by name."""
+    return {**_packed(layout, text, scale), "query_offset": query_offset, "key_offset": key_offset}
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Return an empty tensor with heads and tokens in the same order in memory, as the kernels do."""
+    batch, heads, tokens, width = tensor.shape
+    if tensor.stride(1) < tensor.stride(2):
+        return tensor.new_empty((batch, tokens, heads, width)).transpose(1, 2)
+    return tensor.new_empty(tensor.shape)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, how: tuple[Any, ...]) -> None:
+    check_float("q", q)
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.dtype != q.dtype:
+            raise DTypeError(f"{name} has dtype {tensor.dtype} but q has {q.dtype}")
+    sizes = check_dims("B H N D, B H_kv N_k D, B H_kv N_k D", q=q, k=k, v=v)
+    if sizes["H"] % sizes["H_kv"] if sizes["H_kv"] else sizes["H"]:
+        raise ArgumentError(f"k has H_kv={sizes['H_kv']}, which does not divide H={sizes['H']} of q")
+    _, _, _, query_offset, key_offset = how
+    if query_offset is None and key_offset == 0:
+        _check_length("k", sizes["N_k"], how)
+
+
+def _check_length(name: str, tokens: int, how: tuple[Any, ...]) -> None:
+    """Compare a length that is known while torch is tracing; the kernels check the rest."""
+    if how[0] is None:
+        layout = read_layouts(None, how[1])
+        if isinstance(layout, ops.Layout) and tokens != len(layout):
+            raise ShapeError(f"{name} has N={tokens} but layout has length {len(layout)}")
+
+
+def _attention_run(q: Array, k: Array, v: Array, *how: Any) -> Any:
+    return ops.attention(q, k, v, **_options(*how))
+
+
+def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, how)
+    return _like(q), q.new_empty(q.shape[:3])
+
+
+def _backward_run(
+    grad_out: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, *how: Any
+) -> tuple[Array, Array, Array]:
+    return ops.attention_backward(grad_out, q, k, v, out, lse, **_options(*how))
+
+
+def _backward_fake(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *how: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(q, k, v, how)
+    return _like(q), _like(k), _like(v)
+
+
+_attention = define(
+    "attention",
+    f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor lse)",
+    _attention_run,
+    _attention_fake,
+)
+_attention_backward = define(
+    "attention_backward",
+    f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_OPTIONS})"
+    " -> (Tensor dq, Tensor dk, Tensor dv)",
+    _backward_run,
+    _backward_fake,
+    backward_of="attention",
+)
+differentiable(
+    _attention,
+    ["q", "k", "v"],
+    save=lambda inputs, output: (*inputs[:3], *output, *inputs[3:]),
+    backward=_attention_backward,
+    constant_results=[1],
+)
+
+
+def _self_attention_run(qkv: Array, *how: Any) -> tuple[Array, Array]:
+    return ops.self_attention(qkv, **_packed(*how))
+
+
+def _check_packed(qkv: Tensor, how: tuple[Any, ...]) -> tuple[Any, ...]:
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise ShapeError(f"qkv has shape {tuple(qkv.shape)}, expected (B, N, 3, H, D)")
+    check_float("qkv", qkv)
+    batch, tokens, _, heads, width = qkv.shape
+    _check_length("qkv", tokens, how)
+    return batch, tokens, heads, width
+
+
+def _self_attention_fake(qkv: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, width = _check_packed(qkv, how)
+    return qkv.new_empty((batch, tokens, heads * width)), qkv.new_empty((batch, heads, tokens))
+
+
+def _self_backward_run(grad_out: Array, qkv: Array, out: Array, lse: Array, *how: Any) -> Array:
+    return ops.self_attention_backward(grad_out, qkv, out, lse, **_packed(*how))
+
+
+def _self_backward_fake(grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, *how: Any) -> Tensor:
+    _check_packed(qkv, how)
+    return qkv.new_empty(qkv.shape)
+
+
+_self_attention = define(
+    "self_attention",
+    f"(Tensor qkv, {_PACKED}) -> (Tensor out, Tensor lse)",
+    _self_attention_run,
+    _self_attention_fake,
+)
+_self_attention_backward = define(
+    "self_attention_backward",
+    f"(Tensor grad_out, Tensor qkv, Tensor out, Tensor lse, {_PACKED}) -> Tensor",
+    _self_backward_run,
+    _self_backward_fake,
+    backward_of="self_attention",
+)
+differentiable(
+    _self_attention,
+    ["qkv"],
+    save=lambda inputs, output: (inputs[0], *output, *inputs[1:]),
+    backward=lambda *args: (_self_attention_backward(*args),),
+    constant_results=[1],
+)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layouts,
+    *,
+    scale: float | None = None,
+    query_offset: int | None = None,
+    key_offset: int = 0,
+    return_lse: bool = False,
+) -> Any:
+    """Return attention over a layout, as :func:`sensorium.ops.attention` does.
+
+    Parameters
+    ----------
+    q : tensor (B, H, N, D)
+        Queries, ``float32`` or ``float64``, on the CPU. Any view whose last axis is contiguous is read where
+        it lies, such as ``projection.view(B, N, H, D).transpose(1, 2)``; others are copied.
+    k, v : tensor (B, H_kv, N_k, D)
+        Keys and values of the same dtype; ``H_kv`` divides ``H``.
+    layout : Layout, sequence of B Layouts, or tensor
+        Who sees whom in the row; a :func:`layout_tensor` where layouts change from call to call.
+    scale, query_offset, key_offset
+        As of :func:`sensorium.ops.attention`.
+    return_lse : bool
+        Also return ``lse``.
+
+    Returns
+    -------
+    out : tensor (B, H, N, D)
+        Laid out in memory like ``q``: after such a transpose, ``out.transpose(1, 2).reshape(B, N, H * D)``
+        costs nothing.
+    lse : tensor (B, H, N)
+        Only with ``return_lse``: logarithm of the sum of the exponentials of the visible scores. It has no
+        gradient.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where an argument does not fit; the message names it. Where torch is tracing, its own error holds
+        the message.
+    NotImplementedError
+        From a second derivative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sensorium.ops import Layout, Segment
+    >>> from sensorium.torch import attention
+    >>> layout = Layout([Segment("causal", 2), Segment("full", 3)])
+    >>> q, k, v = torch.randn(3, 1, 2, 5, 4)
+    >>> mask = torch.from_numpy(layout.dense())
+    >>> dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    >>> torch.allclose(attention(q, k, v, layout), dense, atol=1e-6)
+    True
+    """
+    how = (*layout_arguments(layout), scale, query_offset, key_offset)
+    out, lse = _attention(q, k, v, *how)
+    return (out, lse) if return_lse else out
+
+
+def self_attention(
+    qkv: Tensor, layout: Layouts, *, scale: float | None = None, return_lse: bool = False
+) -> Any:
+    """Return attention over one packed projection, as :func:`sensorium.ops.self_attention` does.
+
+    Parameters
+    ----------
+    qkv : tensor (B, N, 3, H, D)
+        Queries, keys and values, ``float32`` or ``float64``: ``projection(x).view(B, N, 3, H, D)``.
+    layout, scale, return_lse
+        As of :func:`attention`.
+
+    Returns
+    -------
+    out : tensor (B, N, H * D)
+    lse : tensor (B, H, N)
+        Only with ``return_lse``.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError, NotImplementedError
+        As :func:`attention`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sensorium.ops import Layout, Segment
+    >>> from sensorium.torch import self_attention
+    >>> projection = torch.nn.Linear(8, 3 * 8)
+    >>> qkv = projection(torch.randn(2, 4, 8)).view(2, 4, 3, 2, 4)
+    >>> self_attention(qkv, Layout([Segment("causal", 4)])).shape
+    torch.Size([2, 4, 8])
+    """
+    out, lse = _self_attention(qkv, *layout_arguments(layout), scale)
+    return (out, lse) if return_lse else out

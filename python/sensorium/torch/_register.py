@@ -1,0 +1,190 @@
+"""The one place where a kernel becomes a ``torch.library`` operator.
+
+An operator is written as a function of NumPy arrays and plain values, a rule for the shapes and strides of
+its results, and, where it has a derivative, the arguments of the operator that is its backward. Everything
+that torch asks of an operator is registered here: the CPU kernel, fake tensors, autograd, autocast, ``vmap``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.autograd import forward_ad
+
+from ..errors import ArgumentError, DTypeError
+
+__all__ = ["Tensor", "check_float", "define", "differentiable"]
+
+Tensor: TypeAlias = Any  # torch.Tensor, without asking that torch is there when types are checked
+
+_FLOATS = (torch.float32, torch.float64)
+_FOREIGN = (torch.float16, torch.bfloat16)  # NumPy has no bfloat16, and the kernels take neither
+_ARGUMENT = re.compile(r"([A-Za-z]+)\??(?:\[\])? (\w+)")
+
+
+def _array(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return the memory of a CPU tensor as an array: nothing is copied."""
+    _check_tensor(name, tensor)
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    array: np.ndarray[Any, Any] = tensor.numpy()
+    return array
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.device.type not in ("cpu", "meta"):
+        raise ArgumentError(f"{name} is on {tensor.device}, expected a CPU tensor: move it with {name}.cpu()")
+    if tensor.layout is not torch.strided:
+        raise ArgumentError(f"{name} is {tensor.layout}, expected a dense tensor: {name}.to_dense()")
+    if tensor.dtype in _FOREIGN or tensor.dtype.is_complex:
+        check_float(name, tensor)
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    """Raise where a tensor is of no dtype that the kernels compute in."""
+    if tensor.dtype not in _FLOATS:
+        raise DTypeError(f"{name} has dtype {tensor.dtype}, expected torch.float32 or torch.float64")
+
+
+def _tensor(result: Any) -> Tensor:
+    """Return a tensor over the memory of a new array."""
+    return torch.from_numpy(np.asarray(result))
+
+
+def define(
+    name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any], *, backward_of: str = ""
+) -> Any:
+    """Register an operator without a derivative, and return it.
+
+    Parameters
+    ----------
+    name : str
+        ``sensorium::name`` is the operator.
+    signature : str
+        In torch's words, ``"(Tensor x, float eps) -> (Tensor, Tensor)"``, without default values, so that
+        every argument reaches each of the functions in this order.
+    run : callable
+        Takes arrays where the signature has tensors, and returns new arrays.
+    fake : callable
+        Takes tensors without data and returns ``new_empty`` ones of the shapes and strides of the results.
+    backward_of : str
+        Name of the operator whose backward this is: asking for its derivative is an error that says so.
+
+    Returns
+    -------
+    torch.OpOverload
+    """
+    arguments = _ARGUMENT.findall(signature.split("->")[0])
+    tensors = [(i, argument) for i, (kind, argument) in enumerate(arguments) if kind == "Tensor"]
+
+    def kernel(*args: Any) -> Any:
+        if getattr(forward_ad, "_current_level", -1) >= 0:  # torch would drop the tangents without a word
+            raise NotImplementedError(f"{name} has no forward-mode derivative: use a backward pass")
+        values = list(args)
+        for i, argument in tensors:
+            if values[i] is not None:
+                values[i] = _array(argument, values[i])
+        results = run(*values)
+        return tuple(map(_tensor, results)) if isinstance(results, tuple) else _tensor(results)
+
+    def shapes(*args: Any) -> Any:
+        given = [(argument, args[i]) for i, argument in tensors if args[i] is not None]
+        for argument, tensor in given:
+            _check_tensor(argument, tensor)
+            if tensor.device != given[0][1].device:
+                first, other = given[0]
+                raise ArgumentError(f"{argument} is on {tensor.device} but {first} is on {other.device}")
+        return fake(*args)
+
+    qualified = f"sensorium::{name}"
+    operator = torch.library.custom_op(qualified, kernel, mutates_args=(), schema=signature)
+    operator.register_fake(shapes)
+    operator.register_autocast("cpu", torch.float32)
+    operator.register_vmap(_one_by_one(getattr(torch.ops.sensorium, name).default))
+    if backward_of:
+
+        def refuse(ctx: Any, *grads: Any) -> Any:
+            raise NotImplementedError(
+                f"the gradient of {backward_of} has no gradient: first derivatives only"
+            )
+
+        operator.register_autograd(refuse)
+    return getattr(torch.ops.sensorium, name).default
+
+
+def differentiable(
+    operator: Any,
+    wrt: Sequence[str],
+    save: Callable[[tuple[Any, ...], Any], tuple[Any, ...]],
+    backward: Callable[..., Sequence[Any]],
+    *,
+    constant_results: Sequence[int] = (),
+) -> None:
+    """Give an operator its derivative.
+
+    Parameters
+    ----------
+    operator : torch.OpOverload
+        What :func:`define` returned.
+    wrt : sequence of str
+        Arguments that have a gradient. Another one that asks for a gradient is an error.
+    save : callable
+        Takes the inputs and the results of the operator and returns what the backward needs: tensors, None
+        and plain values in any order.
+    backward : callable
+        Takes a gradient for each result that has one, then what was saved, and returns the gradients of
+        ``wrt`` in order.
+    constant_results : sequence of int
+        Results without a derivative, such as ``lse``.
+    """
+    names = [argument.name for argument in operator._schema.arguments]
+    places = [names.index(name) for name in wrt]
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        for i, needed in enumerate(ctx.needs_input_grad[: len(names)]):
+            if needed and i not in places:
+                raise ArgumentError(
+                    f"{names[i]} requires a gradient, which {operator._opname} does not have: "
+                    f"pass {names[i]}.detach()"
+                )
+        saved = save(inputs, output)
+        ctx.plain = [None if isinstance(value, torch.Tensor) else value for value in saved]
+        ctx.tensor_places = [i for i, value in enumerate(saved) if isinstance(value, torch.Tensor)]
+        ctx.save_for_backward(*(saved[i] for i in ctx.tensor_places))
+        if constant_results:
+            ctx.mark_non_differentiable(*(output[i] for i in constant_results))
+
+    def propagate(ctx: Any, *grads: Any) -> Any:
+        saved = list(ctx.plain)
+        for i, tensor in zip(ctx.tensor_places, ctx.saved_tensors, strict=True):
+            saved[i] = tensor
+        given = [grad for i, grad in enumerate(grads) if i not in constant_results]
+        out = [None] * len(names)
+        for place, grad in zip(places, backward(*given, *saved), strict=True):
+            out[place] = grad if ctx.needs_input_grad[place] else None
+        return tuple(out)
+
+    torch.library.register_autograd(operator.name().split(".")[0], propagate, setup_context=keep)
+
+
+def _one_by_one(operator: Any) -> Callable[..., Any]:
+    """Return the rule of ``vmap``: the operator for one element of the mapped axis after the other."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        if not info.batch_size:
+            raise ArgumentError("vmap over an axis of size 0 has no result to take the shape from")
+        results = []
+        for i in range(info.batch_size):
+            element = (
+                arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)
+            )
+            results.append(operator(*element))
+        if isinstance(results[0], tuple):
+            return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+        return torch.stack(results), 0
+
+    return rule
