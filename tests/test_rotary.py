@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 import sensorium
@@ -9,7 +10,16 @@ from autograd.test_util import check_grads
 from hypothesis import given
 from hypothesis import strategies as st
 from sensorium import _core, autodiff
-from sensorium.ops import Rotary, rotary
+from sensorium.ops import (
+    Layout,
+    Rotary,
+    Segment,
+    attention,
+    attention_backward,
+    rotary,
+    self_attention,
+    self_attention_backward,
+)
 from sensorium.ops.rotary import _tables
 from strategies import FORMS, in_form
 
@@ -89,7 +99,6 @@ def test_agrees_with_complex_numbers(case, inverse):
 @pytest.mark.parametrize("level", _core.isa_available())
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_agrees_at_every_instruction_set(level, interleaved):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     rng = np.random.default_rng(0)
     how = Rotary(width=50, interleaved=interleaved)
     before = _core.isa_level()
@@ -252,3 +261,117 @@ X = np.zeros((2, 3, 5, 8), dtype=np.float32)
 def test_errors(make, error, words):
     with pytest.raises(error, match=f"^{re.escape(words)}$"):
         make()
+
+
+@st.composite
+def turned_calls(draw):
+    """Attention with a rotary embedding over part of a row or all of it."""
+    features = draw(st.sampled_from([8, 24, 50]))
+    width = draw(st.sampled_from([None, 4, features - features % 4]))
+    how = draw(rotaries)
+    how = Rotary(how.base, width, how.interleaved, how.scale)
+    layout = Layout([Segment("causal", 20), Segment("full", 50), Segment("causal", 13)])
+    whole = draw(st.booleans())
+    window = None if whole else (draw(st.integers(0, 40)), 43, 0, draw(st.integers(60, 83)))
+    query, queries, key, keys = window or (0, 83, 0, 83)
+    dtype = draw(st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    q, g = rng.normal(size=(2, 2, 4, queries, features)).astype(dtype)
+    k, v = rng.normal(size=(2, 2, 2, keys, features)).astype(dtype)
+    positions = draw(st.sampled_from(["none", "row", "batch", "pairs"]))
+    shape = {"row": (83,), "batch": (2, 83), "pairs": (2, 83, (features if width is None else width) // 2)}
+    positions = None if positions == "none" else rng.integers(0, 500, size=shape[positions])
+    offsets = {} if whole else {"query_offset": query, "key_offset": key}
+    return (q, k, v, g), layout, how, positions, offsets
+
+
+@given(turned_calls())
+def test_attention_turns_what_it_reads(case):
+    """The bits of attention over what :func:`rotary` made, where that is not rounded to half precision between."""
+    (q, k, v, g), layout, how, positions, offsets = case
+    out, lse = attention(q, k, v, layout, rotary=how, positions=positions, **offsets)
+    options = {"rotary": how, "positions": positions, **offsets}
+    grads = attention_backward(g, q, k, v, out, lse, layout, **options)
+    wide = np.float32 if q.dtype.itemsize == 2 else q.dtype
+    at = np.arange(83) if positions is None else positions
+    tokens = slice(offsets.get("query_offset", 0), offsets.get("query_offset", 0) + q.shape[2])
+    at_q = at[tokens] if at.ndim == 1 else at[:, tokens]
+    at_k = at[: k.shape[2]] if at.ndim == 1 else at[:, : k.shape[2]]
+    wide_q, wide_k, wide_v, wide_g = (x.astype(wide) for x in (q, k, v, g))
+    q_turned, k_turned = rotary(wide_q, how, at_q), rotary(wide_k, how, at_k)
+    want, want_lse = attention(q_turned, k_turned, wide_v, layout, **offsets)
+    np.testing.assert_array_equal(lse, want_lse)
+    np.testing.assert_array_equal(out, want.astype(q.dtype))
+    dq, dk, dv = attention_backward(
+        wide_g, q_turned, k_turned, wide_v, out.astype(wide), lse, layout, **offsets
+    )
+    wants = (rotary(dq, how, at_q, inverse=True), rotary(dk, how, at_k, inverse=True), dv)
+    for got, w in zip(grads, wants, strict=True):
+        np.testing.assert_array_equal(got, w.astype(q.dtype))
+
+
+def test_attention_depends_on_distances_alone():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 1, 2, 30, 16))
+    layout = Layout([Segment("causal", 30)])
+    near, _ = attention(q, k, v, layout, rotary=Rotary())
+    far, _ = attention(q, k, v, layout, rotary=Rotary(), positions=np.arange(30) + 4000)
+    np.testing.assert_allclose(far, near, rtol=0, atol=1e-11)
+    other, _ = attention(q, k, v, layout, rotary=Rotary(), positions=2 * np.arange(30))
+    assert np.abs(other - near).max() > 0.01
+
+
+def test_gradient_of_attention_that_turns():
+    rng = np.random.default_rng(0)
+    layout = Layout([Segment("causal", 4), Segment("full", 5)])
+    q = rng.normal(size=(2, 2, 9, 6))
+    k, v = rng.normal(size=(2, 2, 1, 9, 6))
+    positions = rng.integers(0, 9, size=(2, 9))
+
+    def call(q, k, v):
+        return autodiff.attention(q, k, v, layout, rotary=Rotary(width=4), positions=positions)
+
+    check_grads(call, modes=["rev"], order=1)(q, k, v)
+    qkv = rng.normal(size=(2, 9, 3, 2, 6))
+    check_grads(lambda x: autodiff.self_attention(x, layout, rotary=Rotary()), modes=["rev"], order=1)(qkv)
+
+
+def test_packed_rows_restart_their_positions():
+    rng = np.random.default_rng(0)
+    qkv = rng.normal(size=(1, 25, 3, 2, 8)).astype(np.float32)
+    parts = [Layout([Segment("causal", 10)]), Layout([Segment("full", 15)])]
+    positions = np.concatenate([np.arange(10), np.arange(15)])
+    how = {"rotary": Rotary(), "positions": positions}
+    out, lse = self_attention(qkv, Layout.packed(parts), **how)
+    grad = self_attention_backward(np.ones_like(out), qkv, out, lse, Layout.packed(parts), **how)
+    for part, tokens in zip(parts, (slice(0, 10), slice(10, 25)), strict=True):
+        alone, alone_lse = self_attention(qkv[:, tokens], part, rotary=Rotary())
+        np.testing.assert_allclose(out[:, tokens], alone, rtol=0, atol=1e-6)
+        back = self_attention_backward(
+            np.ones_like(alone), qkv[:, tokens], alone, alone_lse, part, rotary=Rotary()
+        )
+        np.testing.assert_allclose(grad[:, tokens], back, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ({"rotary": 10_000.0}, sensorium.DTypeError, "rotary must be a Rotary, not float"),
+        ({"positions": np.arange(5)}, sensorium.ArgumentError, "positions are for rotary, which is not given"),
+        ({"rotary": Rotary(width=10)}, sensorium.ArgumentError, "rotary has width 10, more than D=8 of q"),
+        ({"rotary": Rotary(), "positions": np.arange(4)}, sensorium.ShapeError,
+         "positions has shape (4,), expected (5,), (2, 5) or (2, 5, 4)"),
+        ({"rotary": Rotary(), "positions": np.zeros((3, 5))}, sensorium.ShapeError,
+         "positions has shape (3, 5), expected (5,), (2, 5) or (2, 5, 4)"),
+    ],
+)  # fmt: skip
+def test_errors_of_attention(how, error, words):
+    layout = Layout([Segment("full", 5)])
+    q = np.zeros((2, 3, 5, 8), dtype=np.float32)
+    with pytest.raises(error, match=f"^{re.escape(words)}$"):
+        attention(q, q, q, layout, **how)
+    with pytest.raises(error, match=f"^{re.escape(words)}$"):
+        attention_backward(q, q, q, q, q, q[..., 0], layout, **how)
+    qkv = np.zeros((2, 5, 3, 3, 8), dtype=np.float32)
+    with pytest.raises(error, match=f"^{re.escape(words)}$"):
+        self_attention(qkv, layout, **how)

@@ -50,6 +50,8 @@ def attention_backward(
     lse: _Array,
     scoring: _Scoring,
     grads: Sequence[_Array],
+    turn: tuple[_Array, bool] | None = None,
+    half: str | None = None,
 ) -> None: ...
 def attention_dropout_mask(
     dropout: tuple[float, int], shape: Sequence[int], offsets: tuple[int, int], kept: _Array
@@ -63,6 +65,8 @@ def attention_forward(
     scoring: _Scoring,
     out: _Array,
     lse: _Array,
+    turn: tuple[_Array, bool] | None = None,
+    half: str | None = None,
 ) -> None: ...
 def cross_entropy(logits: _Array, targets: _Array, weights: _Array | None) -> tuple[float, _Array]: ...
 def cross_entropy_backward(

@@ -234,12 +234,15 @@ def attention(
     key_offset: int = 0,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: ops.Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
 ) -> Any:
     """Differentiable :func:`sensorium.ops.attention`; by ``q``, ``k`` and ``v``."""
     options: dict[str, Any] = {"scale": scale, "query_offset": query_offset, "key_offset": key_offset}
-    options |= {"softcap": softcap, "alibi": alibi, "dropout": dropout, "seed": seed}
+    options |= {"softcap": softcap, "alibi": alibi, "rotary": rotary, "positions": positions}
+    options |= {"dropout": dropout, "seed": seed}
     return _attention(q, k, v, layout, options, [])
 
 
@@ -265,11 +268,14 @@ def self_attention(
     scale: float | None = None,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: ops.Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
 ) -> Any:
     """Differentiable :func:`sensorium.ops.self_attention`: ``qkv (B, N, 3, H, D)`` to ``(B, N, H D)``."""
-    options = {"scale": scale, "softcap": softcap, "alibi": alibi, "dropout": dropout, "seed": seed}
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "alibi": alibi, "rotary": rotary}
+    options |= {"positions": positions, "dropout": dropout, "seed": seed}
     return _self_attention(qkv, layout, options, [])
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validate import as_array
-from ..errors import DTypeError
+from ..errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["bits", "half_name", "like", "tensor"]
+__all__ = ["arithmetic", "bits", "finish", "half_name", "like", "place", "tensor"]
 
 Array = NDArray[Any]
 
@@ -20,6 +21,11 @@ def half_name(dtype: np.dtype[Any]) -> str | None:
     if dtype.itemsize != 2:
         return None
     return "float16" if dtype.kind == "f" else "bfloat16" if dtype.name == "bfloat16" else None
+
+
+def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype that arithmetic is done in: float32 for half precision."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype.newbyteorder("=")
 
 
 def tensor(name: str, value: ArrayLike) -> Array:
@@ -60,3 +66,45 @@ def like(array: Array) -> Array:
     if head < row:
         return np.empty((batch, tokens, heads, width), dtype=array.dtype).transpose(0, 2, 1, 3)
     return np.empty(array.shape, dtype=array.dtype)
+
+
+def place(
+    name: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, ...], others: Mapping[str, ArrayLike]
+) -> Array:
+    """Return the array that a kernel is to write where the caller wants a result in ``given``.
+
+    That is ``given`` itself where a kernel can write it, and otherwise a new array, for :func:`finish`.
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Where ``given`` does not fit, is read-only, or shares memory with an array of ``others``.
+    """
+    if not isinstance(given, np.ndarray):
+        raise DTypeError(f"{name} must be an ndarray, not {type(given).__name__}")
+    if given.dtype != dtype:
+        raise DTypeError(f"{name} has dtype {given.dtype}, expected {dtype}")
+    if given.shape != shape:
+        raise ShapeError(f"{name} has shape {given.shape}, expected {shape}")
+    if not given.flags.writeable:
+        raise ArgumentError(f"{name} is read-only")
+    if any(stride == 0 and size > 1 for stride, size in zip(given.strides, shape, strict=True)):
+        raise ArgumentError(f"{name} has elements that share memory")
+    apart = True
+    for other, value in others.items():
+        array = as_array(other, value)
+        if np.shares_memory(given, array):
+            raise ArgumentError(f"{name} shares memory with {other}")
+        apart = apart and not np.may_share_memory(given, array)
+    if apart and given.flags.c_contiguous and given.flags.aligned:
+        return given
+    rows = given.ndim == 4 and tensor(name, given) is given
+    return given if apart and rows else np.empty(shape, dtype=dtype)
+
+
+def finish(given: Array | None, written: Array) -> Array:
+    """Return a result where the caller wants it: ``written``, or ``given`` with the same numbers."""
+    if given is None or given is written:
+        return written
+    given[...] = written
+    return given

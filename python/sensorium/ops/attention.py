@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
-from .._validate import check_dims, check_integer
+from .._validate import as_array, check_dims, check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ._tensor import like, tensor
+from ._tensor import arithmetic, bits, finish, half_name, like, place, tensor
 from .layout import Layout
+from .rotary import Rotary, Turn, turning
 from .scoring import Scoring, scoring
 
 __all__ = ["attention", "attention_backward", "self_attention", "self_attention_backward"]
@@ -111,8 +112,11 @@ def attention(
     key_offset: int = 0,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    out: Array | None = None,
     return_lse: Literal[True] = True,
 ) -> tuple[Array, Array]: ...
 @overload
@@ -127,8 +131,11 @@ def attention(
     key_offset: int = 0,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    out: Array | None = None,
     return_lse: Literal[False],
 ) -> Array: ...
 def attention(
@@ -142,8 +149,11 @@ def attention(
     key_offset: int = 0,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    out: Array | None = None,
     return_lse: bool = True,
 ) -> tuple[Array, Array] | Array:
     """Return ``softmax(scale * q k^T over what the layout lets a query see) v``.
@@ -158,8 +168,10 @@ def attention(
     Parameters
     ----------
     q : array (B, H, N, D)
-        Queries: ``N`` consecutive tokens of the row, ``float32`` or ``float64``. Any view whose last axis is
-        contiguous, such as a part of a packed projection, is read without a copy; other arrays are copied.
+        Queries: ``N`` consecutive tokens of the row, ``float32``, ``float64``, ``float16`` or the
+        ``bfloat16`` of ``ml_dtypes``. Any view whose last axis is contiguous, such as a part of a packed
+        projection, is read without a copy; other arrays are copied. Half precision is widened as it is read:
+        arithmetic is ``float32``, and results are rounded once.
     k, v : array (B, H_kv, N_k, D)
         Keys and values of the same dtype: ``N_k`` consecutive tokens; ``H_kv`` divides ``H``.
     layout : Layout, or sequence of B Layouts
@@ -177,12 +189,20 @@ def attention(
     alibi : array (H,), optional
         Slopes: the score of query head ``h`` loses ``alibi[h] * |i - j|``, with ``i`` and ``j`` the tokens of
         the row that query and key are. See :func:`alibi_slopes`. They have no gradient.
+    rotary : Rotary, optional
+        Turn queries and keys by their positions as they are read, as :func:`rotary` would.
+    positions : array (L,), (B, L) or (B, L, width / 2), optional
+        Of the tokens of the row, for ``rotary``: that of query ``i`` is ``positions[query_offset + i]``. They
+        are 0, 1, 2, ... where None, and have no gradient.
     dropout : float
         Probability, in ``[0, 1)``, that a pair's weight is dropped after the softmax; others are divided by
         one minus that. It is rounded to a multiple of 2^-16. ``lse`` is that without dropout.
     seed : int, optional
         Of dropout, from 0 to 2^64 - 1. What is dropped depends on it, on sample, head and tokens, and on
         nothing else; see :func:`attention_dropout_mask`. Each layer and step should have its own.
+    out : array (B, H, N, D), optional
+        Where to write ``out``: of the dtype of ``q``, and apart from the arguments. Without a copy where its
+        last axis is contiguous.
     return_lse : bool
         Also return ``lse``, which :func:`attention_backward` needs.
 
@@ -192,7 +212,7 @@ def attention(
         Laid out in memory like ``q``: for a view of a packed ``(B, N, 3, H, D)`` array it is
         ``(B, N, H, D)`` in memory, and ``out.transpose(0, 2, 1, 3).reshape(B, N, H * D)`` costs nothing.
     lse : array (B, H, N)
-        Logarithm of the sum of the exponentials of the visible scores.
+        Logarithm of the sum of the exponentials of the visible scores; ``float32`` for half precision.
 
     Raises
     ------
@@ -202,8 +222,8 @@ def attention(
     References
     ----------
     Milakov and Gimelshein 2018 (running softmax); Dao et al. 2022 and 2023 (blockwise attention); Bello et
-    al. 2017 and Gemma Team 2024 (soft-capping); Press, Smith and Lewis 2022 (linear biases); Srivastava et
-    al. 2014 (dropout).
+    al. 2017 and Gemma Team 2024 (soft-capping); Press, Smith and Lewis 2022 (linear biases); Su et al. 2021
+    (rotary embeddings); Srivastava et al. 2014 (dropout).
 
     Examples
     --------
@@ -220,13 +240,27 @@ def attention(
     >>> bool(np.allclose(last, out[:, :, 3:]))
     True
     """
+    given = {"q": q, "k": k, "v": v}
     q, k, v = tensor("q", q), tensor("k", k), tensor("v", v)
     where = _where(layout, query_offset, key_offset, q, k, v)
     how = scoring(scale, softcap, alibi, dropout, seed, q.shape[1], q.shape[3])
-    out = like(q)
-    lse = np.empty(q.shape[:3], dtype=q.dtype)
-    _core.attention_forward(where.layouts, where.offsets, q, k, v, how, out, lse)
+    turn = turning(rotary, positions, where.offsets, q, k)
+    to = like(q) if out is None else place("out", out, q.dtype, q.shape, given)
+    lse = _forward(where, q, k, v, how, to, turn)
+    out = finish(out, to)
     return (out, lse) if return_lse else out
+
+
+def _forward(
+    where: _Where, q: Array, k: Array, v: Array, how: Scoring, out: Array, turn: Turn | None
+) -> Array:
+    """Write ``out`` and return ``lse``."""
+    half = half_name(q.dtype)
+    lse = np.empty(q.shape[:3], dtype=arithmetic(q.dtype))
+    if half:
+        q, k, v, out = bits(q), bits(k), bits(v), bits(out)
+    _core.attention_forward(where.layouts, where.offsets, q, k, v, how, out, lse, turn, half)
+    return lse
 
 
 def attention_backward(
@@ -243,8 +277,11 @@ def attention_backward(
     key_offset: int = 0,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    grads: Sequence[Array] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of :func:`attention` by ``q``, ``k`` and ``v``.
 
@@ -255,17 +292,21 @@ def attention_backward(
     ----------
     grad_out : array (B, H, N, D)
         Gradient by ``out``.
-    q, k, v, layout, scale, query_offset, key_offset, softcap, alibi, dropout, seed
-        As given to :func:`attention`; ``alibi`` has no gradient.
+    q, k, v, layout, scale, query_offset, key_offset, softcap, alibi, rotary, positions, dropout, seed
+        As given to :func:`attention`; ``alibi`` and ``positions`` have no gradient.
     out : array (B, H, N, D)
     lse : array (B, H, N)
         As returned by :func:`attention`.
+    grads : sequence of 3 arrays, optional
+        Where to write ``dq``, ``dk`` and ``dv``: of the dtype of ``q``, and apart from the arguments and each
+        other. Without a copy where their last axes are contiguous.
 
     Returns
     -------
     dq : array (B, H, N, D)
     dk, dv : array (B, H_kv, N_k, D)
-        Each laid out in memory like its argument.
+        Each laid out in memory like its argument. Of half precision, they are summed in ``float32`` and
+        rounded once.
 
     Raises
     ------
@@ -283,12 +324,24 @@ def attention_backward(
     >>> bool(np.allclose(dv, 1.0))
     True
     """
+    given = {"grad_out": grad_out, "q": q, "k": k, "v": v, "out": out, "lse": lse}
     q, k, v = tensor("q", q), tensor("k", k), tensor("v", v)
     where = _where(layout, query_offset, key_offset, q, k, v)
     how = scoring(scale, softcap, alibi, dropout, seed, q.shape[1], q.shape[3])
-    grads = (like(q), like(k), like(v))
-    _backward(grad_out, q, k, v, out, lse, where, how, grads)
-    return grads
+    turn = turning(rotary, positions, where.offsets, q, k)
+    if grads is None:
+        fresh = (like(q), like(k), like(v))
+        _backward(grad_out, q, k, v, out, lse, where, how, fresh, turn)
+        return fresh
+    if len(grads) != 3:
+        raise ArgumentError(f"grads must be three arrays (dq, dk, dv), not {len(grads)}")
+    to = []
+    for name, grad, argument in zip(("dq", "dk", "dv"), grads, (q, k, v), strict=True):
+        to.append(place(name, grad, q.dtype, argument.shape, given))
+        given[name] = grad
+    _backward(grad_out, q, k, v, out, lse, where, how, tuple(to), turn)
+    dq, dk, dv = (finish(grad, written) for grad, written in zip(grads, to, strict=True))
+    return dq, dk, dv
 
 
 def _backward(
@@ -301,19 +354,28 @@ def _backward(
     where: _Where,
     how: Scoring,
     grads: tuple[Array, ...],
+    turn: Turn | None,
 ) -> None:
     """Check what :func:`attention` did not, and write ``grads``: three arrays, or one packed."""
     grad_out, out = tensor("grad_out", grad_out), tensor("out", out)
     if type(lse) is not np.ndarray or not lse.dtype.isnative or not lse.flags.carray:
-        lse = np.asarray(lse)
+        lse = as_array("lse", lse)
         lse = np.require(lse, dtype=lse.dtype.newbyteorder("="), requirements=["C", "A"])
-    if not (grad_out.dtype == out.dtype == lse.dtype == q.dtype) or not (
+    wide, half = arithmetic(q.dtype), half_name(q.dtype)
+    if not (grad_out.dtype == out.dtype == q.dtype and lse.dtype == wide) or not (
         grad_out.shape == out.shape == q.shape and lse.shape == q.shape[:3]
     ):
         _check_like("grad_out", grad_out, "q", q, q.shape)
         _check_like("out", out, "q", q, q.shape)
-        _check_like("lse", lse, "q", q, q.shape[:3])
-    _core.attention_backward(where.layouts, where.offsets, grad_out, q, k, v, out, lse, how, grads)
+        if half and lse.dtype != wide:
+            raise DTypeError(f"lse has dtype {lse.dtype} but q has {q.dtype}, whose lse is {wide}")
+        _check_like("lse", lse, "q", lse if half else q, q.shape[:3])
+    if half:
+        grad_out, q, k, v, out = (bits(x) for x in (grad_out, q, k, v, out))
+        grads = tuple(bits(grad) for grad in grads)
+    _core.attention_backward(
+        where.layouts, where.offsets, grad_out, q, k, v, out, lse, how, grads, turn, half
+    )
 
 
 def _parts(name: str, packed: Array) -> tuple[Array, Array, Array]:
@@ -331,21 +393,27 @@ def self_attention(
     scale: float | None = None,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array]:
     """Return attention over one packed projection, heads side by side: nothing is copied or transposed.
 
     Parameters
     ----------
     qkv : array (B, N, 3, H, D)
-        Queries, keys and values, ``float32`` or ``float64``: a projection ``(B, N, 3 * H * D)`` reshaped.
+        Queries, keys and values, of a dtype that :func:`attention` reads: a projection ``(B, N, 3 * H * D)``
+        reshaped.
     layout : Layout, or sequence of B Layouts
         Of length ``N``; in a sequence, one for each sample, a shorter one counts as padded.
     scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` where None.
-    softcap, alibi, dropout, seed
+    softcap, alibi, rotary, positions, dropout, seed
         See :func:`attention`.
+    out : array (B, N, H * D), optional
+        Where to write ``out``: of the dtype of ``qkv``, and apart from it.
 
     Returns
     -------
@@ -367,17 +435,18 @@ def self_attention(
     >>> out.shape
     (2, 4, 16)
     """
-    packed = qkv if type(qkv) is np.ndarray else np.asarray(qkv)
+    packed = as_array("qkv", qkv)
     q, k, v = _parts("qkv", packed)
     batch, heads, tokens, width = q.shape
     q, k, v = tensor("qkv", q), tensor("qkv", k), tensor("qkv", v)
     where = _where(layout, None, 0, q, k, v)
-    out = np.empty((batch, tokens, heads, width), dtype=q.dtype)
-    lse = np.empty((batch, heads, tokens), dtype=q.dtype)
-    to = out.transpose(0, 2, 1, 3)
     how = scoring(scale, softcap, alibi, dropout, seed, heads, width)
-    _core.attention_forward(where.layouts, where.offsets, q, k, v, how, to, lse)
-    return out.reshape(batch, tokens, heads * width), lse
+    turn = turning(rotary, positions, where.offsets, q, k)
+    shape = (batch, tokens, heads * width)
+    to = np.empty(shape, q.dtype) if out is None else place("out", out, q.dtype, shape, {"qkv": packed})
+    split = to.reshape(batch, tokens, heads, width).transpose(0, 2, 1, 3)
+    lse = _forward(where, q, k, v, how, split, turn)
+    return finish(out, to), lse
 
 
 def self_attention_backward(
@@ -390,8 +459,11 @@ def self_attention_backward(
     scale: float | None = None,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
+    rotary: Rotary | None = None,
+    positions: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    grads: Array | None = None,
 ) -> Array:
     """Return the gradient of :func:`self_attention` by ``qkv``.
 
@@ -399,11 +471,14 @@ def self_attention_backward(
     ----------
     grad_out : array (B, N, H * D)
         Gradient by ``out``.
-    qkv, layout, scale, softcap, alibi, dropout, seed
-        As given to :func:`self_attention`; ``alibi`` has no gradient.
+    qkv, layout, scale, softcap, alibi, rotary, positions, dropout, seed
+        As given to :func:`self_attention`; ``alibi`` and ``positions`` have no gradient.
     out : array (B, N, H * D)
     lse : array (B, H, N)
         As returned by :func:`self_attention`.
+    grads : array (B, N, 3, H, D), optional
+        Where to write ``dqkv``: of the dtype of ``qkv``, and apart from the arguments. Without a copy where
+        it is contiguous.
 
     Returns
     -------
@@ -424,19 +499,25 @@ def self_attention_backward(
     >>> self_attention_backward(np.ones_like(out), qkv, out, lse, layout).shape
     (1, 4, 3, 2, 8)
     """
-    packed = qkv if type(qkv) is np.ndarray else np.asarray(qkv)
+    packed = as_array("qkv", qkv)
     q, k, v = _parts("qkv", packed)
     batch, heads, tokens, width = q.shape
     heads_last: list[Array] = []
     for name, value in (("grad_out", grad_out), ("out", out)):
-        array = value if type(value) is np.ndarray else np.asarray(value)
+        array = as_array(name, value)
         if array.shape != (batch, tokens, heads * width):
             want = (batch, tokens, heads * width)
             raise ShapeError(f"{name} has shape {array.shape}, expected {want} to fit qkv")
         heads_last.append(array.reshape(batch, tokens, heads, width).transpose(0, 2, 1, 3))
     q, k, v = tensor("qkv", q), tensor("qkv", k), tensor("qkv", v)
     where = _where(layout, None, 0, q, k, v)
-    dqkv = np.empty((batch, tokens, 3, heads, width), dtype=q.dtype)
     how = scoring(scale, softcap, alibi, dropout, seed, heads, width)
-    _backward(heads_last[0], q, k, v, heads_last[1], lse, where, how, (dqkv,))
-    return dqkv
+    turn = turning(rotary, positions, where.offsets, q, k)
+    shape = (batch, tokens, 3, heads, width)
+    if grads is None:
+        to = np.empty(shape, q.dtype)
+    else:
+        given = {"grad_out": grad_out, "qkv": packed, "out": out, "lse": lse}
+        to = place("grads", grads, q.dtype, shape, given)
+    _backward(heads_last[0], q, k, v, heads_last[1], lse, where, how, (to,), turn)
+    return finish(grads, to)

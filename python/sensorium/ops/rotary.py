@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from .._validate import as_array, check_integer, check_positive
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ._tensor import bits, half_name, like, tensor
+from ._tensor import arithmetic, bits, half_name, like, tensor
 
 __all__ = ["Rotary", "rotary"]
 
@@ -191,9 +191,28 @@ def table(
     return found
 
 
-def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype that arithmetic is done in: float32 for half precision."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype.newbyteorder("=")
+Turn = tuple[Array, bool]
+"""As the kernels take it: table, and whether pairs are neighbours."""
+
+
+def turning(
+    rotary: Rotary | None, positions: ArrayLike | None, offsets: tuple[int, int], q: Array, k: Array
+) -> Turn | None:
+    """Return how attention turns queries and keys, which are tokens of a row from ``offsets`` on.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where ``rotary`` or ``positions`` do not fit.
+    """
+    if rotary is None:
+        if positions is not None:
+            raise ArgumentError("positions are for rotary, which is not given")
+        return None
+    how = as_rotary(rotary)
+    tokens = max(offset + array.shape[2] for offset, array in zip(offsets, (q, k), strict=True))
+    width = how.width_in("q", q.shape[3])
+    return table(how, positions, width, tokens, q.shape[0], arithmetic(q.dtype)), how.interleaved
 
 
 _DEFAULT = Rotary()

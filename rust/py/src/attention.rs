@@ -1,12 +1,13 @@
 //! Attention across the boundary.
 
-use crate::array::by_dtype;
+use crate::array::{InOut, Input};
 use crate::door::{self, ArgumentError, ShapeError};
-use crate::tensor::{Tensor, TensorMut};
-use numpy::{PyArray1, PyArrayMethods};
+use crate::rotary::Table;
+use crate::tensor::{Held, Tensor, TensorMut, by_storage};
+use numpy::{Element, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use sensorium_attention::{
-    self as attention, Dims, Dropout, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, ViewMut,
+    self as attention, Dims, Dropout, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut,
 };
 use sensorium_core::Float;
 use std::ops::Range;
@@ -172,7 +173,7 @@ pub(crate) fn attention_dropout_mask(
     offsets: [usize; 2],
     kept: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let mut kept = crate::array::InOut::<bool>::new("kept", kept)?;
+    let mut kept = InOut::<bool>::new("kept", kept)?;
     let ([_, heads, queries, keys], (p, seed)) = (shape, dropout);
     if Some(kept.as_slice_mut().len()) != shape.into_iter().try_fold(1, usize::checked_mul) {
         return Err(ShapeError::new_err(format!("kept must have shape {shape:?}")));
@@ -188,8 +189,38 @@ pub(crate) fn attention_dropout_mask(
     })
 }
 
-/// Writes `out` and `lse`.
+/// What is not the tensors of a call.
+struct Call<'a, 'py> {
+    py: Python<'py>,
+    layouts: &'a [PyRef<'py, AttentionLayout>],
+    offsets: [usize; 2],
+    scoring: Scoring<'a>,
+    /// Table of the rotary embedding, and whether it turns neighbours.
+    turn: Option<&'a (Bound<'py, PyAny>, bool)>,
+}
+
+impl<'py> Call<'_, 'py> {
+    fn table<T: Float + Element>(&self) -> PyResult<Option<Table<'py, T>>> {
+        self.turn.map(|(table, neighbours)| Table::new(table, *neighbours)).transpose()
+    }
+}
+
+/// Queries and keys, turned where there is a table.
+fn turned<'a, E: Held>(
+    table: Option<&'a Table<'_, E::Float>>,
+    offsets: [usize; 2],
+    q: View<'a, E>,
+    k: View<'a, E>,
+) -> PyResult<[View<'a, E>; 2]> {
+    let Some(table) = table else { return Ok([q, k]) };
+    let rotation = table.rotation()?;
+    let turn = |arg, view: View<'a, E>, first| view.turned(arg, rotation, first).map_err(door::translate);
+    Ok([turn("q", q, offsets[0])?, turn("k", k, offsets[1])?])
+}
+
+/// Writes `out` and `lse`. `half` names what arrays of bits hold.
 #[pyfunction]
+#[pyo3(signature = (layouts, offsets, q, k, v, scoring, out, lse, turn=None, half=None))]
 pub(crate) fn attention_forward(
     py: Python<'_>,
     layouts: Vec<PyRef<'_, AttentionLayout>>,
@@ -200,22 +231,35 @@ pub(crate) fn attention_forward(
     scoring: ScoringRow,
     out: &Bound<'_, PyAny>,
     lse: &Bound<'_, PyAny>,
+    turn: Option<(Bound<'_, PyAny>, bool)>,
+    half: Option<&str>,
 ) -> PyResult<()> {
-    by_dtype!(q, T => {
-        let (q, k, v) = (Tensor::<T>::new("q", q)?, Tensor::<T>::new("k", k)?, Tensor::<T>::new("v", v)?);
-        let mut out = TensorMut::<T>::new("out", out)?;
-        let mut lse = crate::array::InOut::<T>::new("lse", lse)?;
-        let (dims, q, k, v) = (dims(q.shape, k.shape), q.view(), k.view(), v.view());
-        let (out, lse) = (out.view(), lse.as_slice_mut());
-        let plans = plans(&layouts, dims, offsets)?;
-        let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
-        let scoring = scoring_of(&scoring);
-        door::run(py, || attention::forward(dims, &plans, scoring, q, k, v, out, lse))
-    })
+    let scoring = scoring_of(&scoring);
+    let call = Call { py, layouts: &layouts, offsets, scoring, turn: turn.as_ref() };
+    by_storage!(q, half, E => forward::<E>(&call, [q, k, v], out, lse))
+}
+
+fn forward<E: Held>(
+    call: &Call<'_, '_>,
+    [q, k, v]: [&Bound<'_, PyAny>; 3],
+    out: &Bound<'_, PyAny>,
+    lse: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (q, k, v) = (Tensor::<E>::new("q", q)?, Tensor::<E>::new("k", k)?, Tensor::<E>::new("v", v)?);
+    let mut out = TensorMut::<E>::new("out", out)?;
+    let mut lse = InOut::<E::Float>::new("lse", lse)?;
+    let dims = dims(q.shape, k.shape);
+    let table = call.table()?;
+    let [q, k] = turned(table.as_ref(), call.offsets, q.view(), k.view())?;
+    let (v, out, lse) = (v.view(), out.view(), lse.as_slice_mut());
+    let plans = plans(call.layouts, dims, call.offsets)?;
+    let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
+    let scoring = call.scoring;
+    door::run(call.py, || attention::forward(dims, &plans, scoring, q, k, v, out, lse))
 }
 
 /// The three tensors of a packed `(B, N, 3, H, D)` array, which interleave without sharing an element.
-fn unpack<T: Float>(packed: &mut [T], dims: Dims) -> PyResult<[ViewMut<'_, T>; 3]> {
+fn unpack<E: Held>(packed: &mut [E::Element], dims: Dims) -> PyResult<[ViewMut<'_, E>; 3]> {
     let Dims { batch, heads, queries: tokens, width, .. } = dims;
     let part = heads * width;
     if Some(packed.len()) != [tokens, 3, part].into_iter().try_fold(batch, usize::checked_mul) {
@@ -223,7 +267,7 @@ fn unpack<T: Float>(packed: &mut [T], dims: Dims) -> PyResult<[ViewMut<'_, T>; 3
         return Err(ShapeError::new_err(format!("dqkv has {} elements, expected {want:?}", packed.len())));
     }
     let strides = Strides { batch: tokens * 3 * part, head: width, row: 3 * part };
-    let start = packed.as_mut_ptr();
+    let start = packed.as_mut_ptr().cast::<E>();
     let shape = [batch, heads, tokens, width];
     // SAFETY: the slice is exclusive and holds all elements of all parts; element `(b, i, part, h, d)` of a
     // contiguous array is in one part alone.
@@ -232,6 +276,7 @@ fn unpack<T: Float>(packed: &mut [T], dims: Dims) -> PyResult<[ViewMut<'_, T>; 3
 
 /// Writes `dq`, `dk` and `dv`, or where `dqkv` is the only array given, that.
 #[pyfunction]
+#[pyo3(signature = (layouts, offsets, grad_out, q, k, v, out, lse, scoring, grads, turn=None, half=None))]
 pub(crate) fn attention_backward(
     py: Python<'_>,
     layouts: Vec<PyRef<'_, AttentionLayout>>,
@@ -244,32 +289,47 @@ pub(crate) fn attention_backward(
     lse: &Bound<'_, PyAny>,
     scoring: ScoringRow,
     grads: Vec<Bound<'_, PyAny>>,
+    turn: Option<(Bound<'_, PyAny>, bool)>,
+    half: Option<&str>,
 ) -> PyResult<()> {
-    by_dtype!(q, T => {
-        let grad_out = Tensor::<T>::new("grad_out", grad_out)?;
-        let (q, k, v) = (Tensor::<T>::new("q", q)?, Tensor::<T>::new("k", k)?, Tensor::<T>::new("v", v)?);
-        let out = Tensor::<T>::new("out", out)?;
-        let lse = crate::array::Input::<T>::new("lse", lse)?;
-        let (dims, q, k, v) = (dims(q.shape, k.shape), q.view(), k.view(), v.view());
-        let (grad_out, out, lse) = (grad_out.view(), out.view(), lse.as_slice());
-        let plans = plans(&layouts, dims, offsets)?;
-        let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
-        let scoring = scoring_of(&scoring);
-        let run = |grads| {
-            door::run(py, || attention::backward(dims, &plans, scoring, grad_out, q, k, v, out, lse, grads))
-        };
-        match grads.as_slice() {
-            [dq, dk, dv] => {
-                let mut dq = TensorMut::<T>::new("dq", dq)?;
-                let mut dk = TensorMut::<T>::new("dk", dk)?;
-                let mut dv = TensorMut::<T>::new("dv", dv)?;
-                run([dq.view(), dk.view(), dv.view()])
-            }
-            [dqkv] => {
-                let mut dqkv = crate::array::InOut::<T>::new("dqkv", dqkv)?;
-                run(unpack(dqkv.as_slice_mut(), dims)?)
-            }
-            _ => Err(ArgumentError::new_err("grads must be three arrays, or one that holds all")),
+    let scoring = scoring_of(&scoring);
+    let call = Call { py, layouts: &layouts, offsets, scoring, turn: turn.as_ref() };
+    by_storage!(q, half, E => backward::<E>(&call, grad_out, [q, k, v], out, lse, &grads))
+}
+
+fn backward<E: Held>(
+    call: &Call<'_, '_>,
+    grad_out: &Bound<'_, PyAny>,
+    [q, k, v]: [&Bound<'_, PyAny>; 3],
+    out: &Bound<'_, PyAny>,
+    lse: &Bound<'_, PyAny>,
+    grads: &[Bound<'_, PyAny>],
+) -> PyResult<()> {
+    let grad_out = Tensor::<E>::new("grad_out", grad_out)?;
+    let (q, k, v) = (Tensor::<E>::new("q", q)?, Tensor::<E>::new("k", k)?, Tensor::<E>::new("v", v)?);
+    let out = Tensor::<E>::new("out", out)?;
+    let lse = Input::<E::Float>::new("lse", lse)?;
+    let dims = dims(q.shape, k.shape);
+    let table = call.table()?;
+    let [q, k] = turned(table.as_ref(), call.offsets, q.view(), k.view())?;
+    let (grad_out, v, out, lse) = (grad_out.view(), v.view(), out.view(), lse.as_slice());
+    let plans = plans(call.layouts, dims, call.offsets)?;
+    let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
+    let scoring = call.scoring;
+    let run = |grads| {
+        door::run(call.py, || attention::backward(dims, &plans, scoring, grad_out, q, k, v, out, lse, grads))
+    };
+    match grads {
+        [dq, dk, dv] => {
+            let mut dq = TensorMut::<E>::new("dq", dq)?;
+            let mut dk = TensorMut::<E>::new("dk", dk)?;
+            let mut dv = TensorMut::<E>::new("dv", dv)?;
+            run([dq.view(), dk.view(), dv.view()])
         }
-    })
+        [dqkv] => {
+            let mut dqkv = InOut::<E::Element>::new("dqkv", dqkv)?;
+            run(unpack::<E>(dqkv.as_slice_mut(), dims)?)
+        }
+        _ => Err(ArgumentError::new_err("grads must be three arrays, or one that holds all")),
+    }
 }

@@ -36,10 +36,7 @@ fn run<E: Held>(
     [x, table, out]: [&Bound<'_, PyAny>; 3],
     interleaved: bool,
     inverse: bool,
-) -> PyResult<()>
-where
-    E::Float: Element,
-{
+) -> PyResult<()> {
     let x = Tensor::<E>::new("x", x)?;
     let table = Table::<<E as Storage>::Float>::new(table, interleaved)?;
     let mut out = TensorMut::<E>::new("out", out)?;

@@ -12,7 +12,7 @@ use sensorium_attention::{Strides, View, ViewMut};
 use sensorium_core::{Bf16, F16, Storage};
 
 /// What a kernel stores, and what NumPy takes it for.
-pub(crate) trait Held: Storage {
+pub(crate) trait Held: Storage<Float: Element> {
     /// The same bits.
     type Element: Element;
 }
