@@ -269,16 +269,33 @@ impl<T: Float> Task<'_, T> {
             s.store(&mut running.alpha[j..], alpha);
             s.store(&mut running.shift[j..], s.select(some, shift, lowest));
             let minus = s.sub(zero, used);
-            let mut sum = s.mul(s.load(&running.sum[j..]), alpha);
-            for key in 0..chunk.keys {
+            // Four sums a chunk, then the chunks: a long sum, one term after another, would cost the most digits.
+            let mut sums = [zero; 4];
+            let mut key = 0;
+            while key + 4 <= chunk.keys {
+                for part in 0..4 {
+                    // SAFETY: as above.
+                    unsafe {
+                        let at = p.add((key + part) * width);
+                        let value = exp2_nonpositive(s, s.mul_add(s.load_ptr(at), factor, minus));
+                        sums[part] = s.add(sums[part], value);
+                        s.store_ptr(at, value);
+                    }
+                }
+                key += 4;
+            }
+            while key < chunk.keys {
                 // SAFETY: as above.
                 unsafe {
                     let at = p.add(key * width);
                     let value = exp2_nonpositive(s, s.mul_add(s.load_ptr(at), factor, minus));
-                    sum = s.add(sum, value);
+                    sums[0] = s.add(sums[0], value);
                     s.store_ptr(at, value);
                 }
+                key += 1;
             }
+            let sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
+            let sum = s.mul_add(s.load(&running.sum[j..]), alpha, sum);
             s.store(&mut running.sum[j..], sum);
         }
     }
