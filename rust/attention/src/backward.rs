@@ -476,7 +476,7 @@ impl<T: Float> Task<'_, T> {
                 columns: width,
                 start: Start::Zero,
             }
-            .run();
+            .run_in_halves();
         }
     }
 
@@ -498,7 +498,8 @@ impl<T: Float> Task<'_, T> {
                 for key in 0..chunk.keys {
                     let at = key * width + j;
                     let score = s.load_ptr(buffers.p.add(at));
-                    let p = exp2_nonpositive(s, s.mul_add(score, factor, shift));
+                    // A probability is at most 1, whatever the rounding of a large `lse`.
+                    let p = exp2_nonpositive(s, s.min(s.splat(T::ZERO), s.mul_add(score, factor, shift)));
                     s.store_ptr(buffers.p.add(at), p);
                     let dp = s.load_ptr(buffers.ds.add(at));
                     s.store_ptr(buffers.ds.add(at), s.mul(p, s.sub(dp, delta)));

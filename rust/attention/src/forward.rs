@@ -24,6 +24,10 @@ use std::ops::Range;
 /// Floating-point operations worth a task of its own: about 20 microseconds.
 const TASK_WORK: u64 = 1 << 21;
 
+/// Exponents of two up to this over the rounding unit are shifted in one rounding, off by half of this at most;
+/// beyond, neighbouring scores are further apart than their exponentials have digits.
+const EXACT: f64 = 32.0;
+
 /// Checks what [`forward`] and [`backward`](crate::backward) have in common.
 pub(crate) fn check<E: Storage>(
     dims: Dims,
@@ -38,6 +42,10 @@ pub(crate) fn check<E: Storage>(
         return Err(Error::Value { arg: "k", what });
     }
     scoring.check(heads)?;
+    if !E::Float::from_f64(scoring.scale * std::f64::consts::LOG2_E).to_f64().is_finite() {
+        let what = format!("is {}, too large for float{}", scoring.scale, 8 * size_of::<E::Float>());
+        return Err(Error::Value { arg: "scale", what });
+    }
     q.check("q", dims.query_shape())?;
     k.check("k", dims.key_shape())?;
     v.check("v", dims.key_shape())
@@ -205,7 +213,7 @@ impl<T: Float> Task<'_, T> {
                         columns: width,
                         start: Start::Zero,
                     }
-                    .run();
+                    .run_in_halves();
                     let tile = Tile::new(self.plan, query, &chunk, buffers.p, width);
                     if self.score.shapes() {
                         Shape { score: &self.score, tile }.run();
@@ -255,7 +263,8 @@ impl<T: Float> Task<'_, T> {
                 // SAFETY: as above.
                 unsafe { hide(s, p, width, chunk, j, T::NEG_INFINITY) };
             }
-            let mut max = s.load(&running.max[j..]);
+            let before = s.load(&running.max[j..]);
+            let mut max = before;
             for key in 0..chunk.keys {
                 // A NaN score leaves the maximum alone and shows in the sum.
                 // SAFETY: as above.
@@ -265,10 +274,26 @@ impl<T: Float> Task<'_, T> {
             let some = s.lt(lowest, max);
             let shift = s.mul(max, factor);
             let used = s.select(some, shift, zero);
-            let alpha = exp2_nonpositive(s, s.sub(s.load(&running.shift[j..]), used));
+            let mut alpha = exp2_nonpositive(s, s.sub(s.load(&running.shift[j..]), used));
+            let mut minus = s.sub(zero, used);
+            let limit = T::from_f64(EXACT / T::EPSILON.to_f64());
+            if s.reduce_max(s.abs(used)) > limit {
+                // The rounding of the shift, which sums and `lse` share, could leave the range of the exponential:
+                // such lanes subtract the maximum first.
+                let far = s.lt(s.splat(limit), s.abs(used));
+                for key in 0..chunk.keys {
+                    // SAFETY: as above.
+                    unsafe {
+                        let at = p.add(key * width);
+                        let score = s.load_ptr(at);
+                        s.store_ptr(at, s.select(far, s.sub(score, max), score));
+                    }
+                }
+                alpha = s.select(far, exp2_nonpositive(s, s.mul(s.sub(before, max), factor)), alpha);
+                minus = s.select(far, zero, minus);
+            }
             s.store(&mut running.alpha[j..], alpha);
             s.store(&mut running.shift[j..], s.select(some, shift, lowest));
-            let minus = s.sub(zero, used);
             // Four sums a chunk, then the chunks: a long sum, one term after another, would cost the most digits.
             let mut sums = [zero; 4];
             let mut key = 0;

