@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import pytest
 import sensorium
@@ -12,11 +13,13 @@ from reference import attention as reference
 from sensorium import _core, autodiff
 from sensorium.ops import (
     Layout,
+    Rotary,
     Segment,
     alibi_slopes,
     attention,
     attention_backward,
     attention_dropout_mask,
+    rotary,
     self_attention,
     self_attention_backward,
 )
@@ -428,6 +431,24 @@ def test_self_attention_is_attention(dtype):
     parts = attention_backward(grad_out, q, k, v, want, want_lse, layout, **options)
     for i, part in enumerate(parts):
         np.testing.assert_array_equal(dqkv[:, :, i], part.transpose(0, 2, 1, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_and_rotation_go_with_the_options(dtype):
+    # Stored halves are computed as float32: the same scores and the same mask, and one rounding of what is returned.
+    rng = np.random.default_rng(0)
+    layout = Layout([Segment("causal", 70)])
+    q, k, v, grad_out = (rng.normal(size=(2, 4, 70, 16)).astype(dtype) for _ in range(4))
+    wide = [x.astype(np.float32) for x in (q, k, v, grad_out)]
+    options = {"softcap": 3.0, "alibi": alibi_slopes(4), "dropout": 0.3, "seed": 5, "rotary": Rotary()}
+    out, lse = attention(q, k, v, layout, **options)
+    want, want_lse = attention(*wide[:3], layout, **options)
+    np.testing.assert_array_equal(out, want.astype(dtype))
+    np.testing.assert_array_equal(lse, want_lse)
+    del options["rotary"]
+    turned = attention(rotary(wide[0]), rotary(wide[1]), wide[2], layout, **options)
+    np.testing.assert_allclose(turned[0], want, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(turned[1], want_lse, rtol=0, atol=3e-6)
 
 
 def test_autodiff_takes_the_options():
