@@ -151,19 +151,22 @@ def _positions(positions: ArrayLike, tokens: int, batch: int, pairs: int) -> NDA
 
 
 def _cosines(rotary: Rotary, positions: NDArray[np.float64], width: int, dtype: np.dtype[Any]) -> Array:
-    """Return ``(B, N, 2, pairs)``: angles, cosines and sines are computed in float64, and rounded once."""
+    """Return ``(B, N, 2, pairs)``: angles, cosines and sines are computed in float64, and rounded once.
+
+    Neighbours are turned by ``x cos + swapped(x) sin``: they have a cosine and a signed sine each.
+    """
     frequencies = rotary.base ** (-np.arange(0, width, 2, dtype=np.float64) / max(width, 1))
     angles = (rotary.scale * positions) * frequencies
-    table = np.empty((*angles.shape[:2], 2, width // 2), dtype=dtype)
-    table[:, :, 0] = np.cos(angles)
-    table[:, :, 1] = np.sin(angles)
-    return table
+    cos, sin = np.cos(angles), np.sin(angles)
+    if rotary.interleaved:
+        cos, sin = np.repeat(cos, 2, axis=2), np.stack([-sin, sin], axis=-1).reshape(*sin.shape[:2], width)
+    return np.stack([cos, sin], axis=2).astype(dtype)
 
 
 def table(
     rotary: Rotary, positions: ArrayLike | None, width: int, tokens: int, batch: int, dtype: np.dtype[Any]
 ) -> Array:
-    """Return the cosines and sines that the kernel reads, ``(1 or B, N or more, 2, width / 2)``.
+    """Return the cosines and sines that the kernel reads, ``(1 or B, N or more, 2, width / 2 or width)``.
 
     Where ``positions`` is None they are 0, 1, 2, ...; the table is then as long as a power of two, so that
     rows that grow share one.

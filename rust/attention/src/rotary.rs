@@ -5,13 +5,14 @@
 //! in `f64` by the caller: at position 100,000 an angle in `f32` would be off by 0.004. The inverse, which is the
 //! backward, is the same with the other sign of the sine.
 
-use crate::carry::{carry, carry_elements};
+use crate::carry::carry;
 use crate::source::Turning;
 use crate::view::{View, ViewMut};
 use sensorium_core::error::{check_len, product};
 use sensorium_core::{Error, Float, Result, Simd, Storage};
 
-/// Cosines and sines by token: `(1 or B, N, 2, pairs)`.
+/// Cosines and sines by token: `(1 or B, N, 2, pairs)`. For neighbours `(1 or B, N, 2, 2 pairs)`: every cosine twice, and
+/// every sine as its negative and itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation<'a, T> {
     table: &'a [T],
@@ -28,7 +29,8 @@ impl<'a, T: Float> Rotation<'a, T> {
     /// # Errors
     /// [`Error::Len`] where the table does not hold as much.
     pub fn new(table: &'a [T], [samples, tokens, pairs]: [usize; 3], neighbours: bool) -> Result<Self> {
-        check_len("table", table, product("table", &[samples, tokens, 2, pairs])?)?;
+        let columns = if neighbours { 2 * pairs } else { pairs };
+        check_len("table", table, product("table", &[samples, tokens, 2, columns])?)?;
         Ok(Self { table, samples, tokens, pairs, neighbours })
     }
 
@@ -62,8 +64,9 @@ impl<'a, T: Float> Rotation<'a, T> {
     /// How to turn the rows of sample `batch` from token `first` on.
     pub(crate) fn turn(&self, batch: usize, first: usize, inverse: bool) -> Turn<T> {
         let sample = if self.samples == 1 { 0 } else { batch };
-        let table = self.table.as_ptr().wrapping_add((sample * self.tokens + first) * 2 * self.pairs);
-        Turn { table, pairs: self.pairs, neighbours: self.neighbours, inverse }
+        let row = if self.neighbours { 4 } else { 2 } * self.pairs;
+        let table = self.table.as_ptr().wrapping_add((sample * self.tokens + first) * row);
+        Turn { table, row, pairs: self.pairs, neighbours: self.neighbours, inverse }
     }
 }
 
@@ -72,6 +75,8 @@ impl<'a, T: Float> Rotation<'a, T> {
 pub(crate) struct Turn<T> {
     /// Cosines, then sines, of row 0.
     table: *const T,
+    /// Elements of a row of the table.
+    row: usize,
     pub(crate) pairs: usize,
     pub(crate) neighbours: bool,
     inverse: bool,
@@ -85,7 +90,7 @@ unsafe impl<T: Sync> Send for Turn<T> {}
 impl<T: Float> Turn<T> {
     /// From row `i` on.
     pub(crate) fn from(self, i: usize) -> Self {
-        Self { table: self.table.wrapping_add(i * 2 * self.pairs), ..self }
+        Self { table: self.table.wrapping_add(i * self.row), ..self }
     }
 }
 
@@ -131,11 +136,8 @@ pub(crate) unsafe fn turn_halves<E: Storage, F: Storage<Float = E::Float>, S: Si
     }
 }
 
-/// Pairs of neighbours that are turned together.
-const GROUP: usize = 16;
-
-/// Turns features `2 i` and `2 i + 1` of a row, by way of arrays: what the compiler knows to be apart becomes
-/// shuffles.
+/// Turns features `2 i` and `2 i + 1` of a row: `x cos + swapped(x) sin`, for whose sake the table has a cosine and a
+/// signed sine for each feature.
 ///
 /// # Safety
 /// As of [`turn_halves`].
@@ -146,29 +148,30 @@ pub(crate) unsafe fn turn_neighbours<E: Storage, F: Storage<Float = E::Float>, S
     to: *mut F,
     turn: Turn<E::Float>,
 ) {
-    let Turn { table: cos, pairs, inverse, .. } = turn;
-    let sin = cos.wrapping_add(pairs);
-    let sign = if inverse { -E::Float::ONE } else { E::Float::ONE };
-    let mut x = [E::Float::ZERO; 2 * GROUP];
-    let (mut c, mut d) = ([E::Float::ZERO; GROUP], [E::Float::ZERO; GROUP]);
-    let mut first = 0;
-    while first < pairs {
-        let n = (pairs - first).min(GROUP);
-        // SAFETY: as the caller vouches.
-        unsafe {
-            carry_elements(s, from.add(2 * first), x.as_mut_ptr(), 2 * n);
-            carry_elements(s, cos.add(first), c.as_mut_ptr(), n);
-            carry_elements(s, sin.add(first), d.as_mut_ptr(), n);
+    let (cos, features) = (turn.table, 2 * turn.pairs);
+    let sin = cos.wrapping_add(features);
+    let sign = s.splat(if turn.inverse { -E::Float::ONE } else { E::Float::ONE });
+    let mut i = 0;
+    // SAFETY: as the caller vouches.
+    unsafe {
+        while i < features {
+            let n = (features - i).min(S::LANES);
+            let (x, c, d);
+            if n == S::LANES {
+                (x, c, d) = (E::load_ptr(s, from.add(i)), s.load_ptr(cos.add(i)), s.load_ptr(sin.add(i)));
+            } else {
+                x = E::load_head_ptr(s, from.add(i), n);
+                c = s.load_head(std::slice::from_raw_parts(cos.add(i), n), E::Float::ZERO);
+                d = s.load_head(std::slice::from_raw_parts(sin.add(i), n), E::Float::ZERO);
+            }
+            let y = s.mul_add(s.swap_pairs(x), s.mul(d, sign), s.mul(x, c));
+            if n == S::LANES {
+                F::store_ptr(s, to.add(i), y);
+            } else {
+                F::store_head_ptr(s, to.add(i), n, y);
+            }
+            i += n;
         }
-        let mut y = [E::Float::ZERO; 2 * GROUP];
-        for i in 0..GROUP {
-            let (a, b, d) = (x[2 * i], x[2 * i + 1], d[i] * sign);
-            y[2 * i] = a * c[i] - b * d;
-            y[2 * i + 1] = b * c[i] + a * d;
-        }
-        // SAFETY: as the caller vouches.
-        unsafe { carry_elements(s, y.as_ptr(), to.add(2 * first), 2 * n) };
-        first += n;
     }
 }
 

@@ -43,8 +43,13 @@ fn table<T: Float>(case: Case) -> Vec<T> {
     for sample in 0..case.samples {
         for token in 0..case.shape[2] {
             let angles: Vec<f64> = (0..case.pairs).map(|pair| angle(case, sample, token, pair)).collect();
-            table.extend(angles.iter().map(|a| T::from_f64(a.cos())));
-            table.extend(angles.iter().map(|a| T::from_f64(a.sin())));
+            if case.neighbours {
+                table.extend(angles.iter().flat_map(|a| [T::from_f64(a.cos()); 2]));
+                table.extend(angles.iter().flat_map(|a| [T::from_f64(-a.sin()), T::from_f64(a.sin())]));
+            } else {
+                table.extend(angles.iter().map(|a| T::from_f64(a.cos())));
+                table.extend(angles.iter().map(|a| T::from_f64(a.sin())));
+            }
         }
     }
     table

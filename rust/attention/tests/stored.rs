@@ -37,8 +37,14 @@ fn table<T: Float>(case: Case, tokens: usize) -> Vec<T> {
     let mut table = Vec::new();
     for token in 0..case.dims.batch * tokens {
         let angle = |pair: usize| token as f64 * 0.3_f64.powi(pair as i32);
-        table.extend((0..pairs).map(|pair| T::from_f64(angle(pair).cos())));
-        table.extend((0..pairs).map(|pair| T::from_f64(angle(pair).sin())));
+        let (cos, sin) = (|pair| T::from_f64(angle(pair).cos()), |pair| T::from_f64(angle(pair).sin()));
+        if case.neighbours {
+            table.extend((0..pairs).flat_map(|pair| [cos(pair); 2]));
+            table.extend((0..pairs).flat_map(|pair| [-sin(pair), sin(pair)]));
+        } else {
+            table.extend((0..pairs).map(cos));
+            table.extend((0..pairs).map(sin));
+        }
     }
     table
 }

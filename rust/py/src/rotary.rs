@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use sensorium_attention::{Rotation, rotate};
 use sensorium_core::{Float, Storage};
 
-/// Cosines and sines by token, `(1 or B, N, 2, pairs)`.
+/// Cosines and sines by token, `(1 or B, N, 2, pairs)`, or `2 pairs` of neighbours.
 pub(crate) struct Table<'py, T: Element> {
     table: Input<'py, T>,
     neighbours: bool,
@@ -18,7 +18,7 @@ impl<'py, T: Element + Float> Table<'py, T> {
     pub(crate) fn new(table: &Bound<'py, PyAny>, neighbours: bool) -> PyResult<Self> {
         let table = Input::new("table", table)?;
         match *table.shape() {
-            [_, _, 2, _] => Ok(Self { table, neighbours }),
+            [_, _, 2, columns] if !neighbours || columns % 2 == 0 => Ok(Self { table, neighbours }),
             ref shape => {
                 Err(ShapeError::new_err(format!("table has shape {shape:?}, expected (B, N, 2, pairs)")))
             }
@@ -26,7 +26,8 @@ impl<'py, T: Element + Float> Table<'py, T> {
     }
     pub(crate) fn rotation(&self) -> PyResult<Rotation<'_, T>> {
         let shape = self.table.shape();
-        Rotation::new(self.table.as_slice(), [shape[0], shape[1], shape[3]], self.neighbours)
+        let pairs = if self.neighbours { shape[3] / 2 } else { shape[3] };
+        Rotation::new(self.table.as_slice(), [shape[0], shape[1], pairs], self.neighbours)
             .map_err(door::translate)
     }
 }

@@ -162,6 +162,8 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
     fn abs(self, a: Self::V) -> Self::V;
     /// The magnitude of `a` with the sign of `b`.
     fn copysign(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Each two lanes in the other order.
+    fn swap_pairs(self, a: Self::V) -> Self::V;
     /// Where `a == b`.
     fn eq(self, a: Self::V, b: Self::V) -> Self::M;
     /// Where `a < b`.
@@ -393,6 +395,9 @@ mod tests {
             });
             check("abs", s.abs(va), &|a, _| a.abs());
             check("copysign", s.copysign(va, vb), &f64::copysign);
+            let mut swapped = vec![T::ZERO; n];
+            s.store(&mut swapped, s.swap_pairs(va));
+            assert!((0..n).all(|i| swapped[i] == a[i ^ 1]), "swap_pairs");
             check("eq", s.select(s.eq(va, s.abs(va)), four, vb), &|a, b| if a >= 0.0 { 4.0 } else { b });
             check("select", s.select(s.lt(va, vb), va, vb), &f64::min);
             assert_eq!(s.reduce_sum(va), a.iter().copied().sum());

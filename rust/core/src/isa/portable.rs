@@ -123,6 +123,10 @@ macro_rules! portable {
                 std::array::from_fn(|i| a[i].copysign(b[i]))
             }
             #[inline(always)]
+            fn swap_pairs(self, a: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i ^ 1])
+            }
+            #[inline(always)]
             fn eq(self, a: Self::V, b: Self::V) -> Self::M {
                 std::array::from_fn(|i| a[i] == b[i])
             }

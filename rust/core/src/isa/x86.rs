@@ -154,6 +154,7 @@ impl Simd<f32> for Avx2 {
         neg_mul_add(a, b, c) = _mm256_fnmadd_ps(a, b, c);
         max(a, b) = _mm256_max_ps(a, b);
         min(a, b) = _mm256_min_ps(a, b);
+        swap_pairs(a) = _mm256_permute_ps::<0b10_11_00_01>(a);
         sqrt(a) = _mm256_sqrt_ps(a);
         abs(a) = _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
         round(a) = _mm256_round_ps::<NEAREST>(a);
@@ -245,6 +246,7 @@ impl Simd<f64> for Avx2 {
         neg_mul_add(a, b, c) = _mm256_fnmadd_pd(a, b, c);
         max(a, b) = _mm256_max_pd(a, b);
         min(a, b) = _mm256_min_pd(a, b);
+        swap_pairs(a) = _mm256_permute_pd::<0b0101>(a);
         sqrt(a) = _mm256_sqrt_pd(a);
         abs(a) = _mm256_andnot_pd(_mm256_set1_pd(-0.0), a);
         round(a) = _mm256_round_pd::<NEAREST>(a);
@@ -364,6 +366,7 @@ impl Simd<f32> for Avx512 {
         neg_mul_add(a, b, c) = _mm512_fnmadd_ps(a, b, c);
         max(a, b) = _mm512_max_ps(a, b);
         min(a, b) = _mm512_min_ps(a, b);
+        swap_pairs(a) = _mm512_permute_ps::<0b10_11_00_01>(a);
         sqrt(a) = _mm512_sqrt_ps(a);
         abs(a) = _mm512_abs_ps(a);
         scale(a, n) = _mm512_scalef_ps(a, n);
@@ -448,6 +451,7 @@ impl Simd<f64> for Avx512 {
         neg_mul_add(a, b, c) = _mm512_fnmadd_pd(a, b, c);
         max(a, b) = _mm512_max_pd(a, b);
         min(a, b) = _mm512_min_pd(a, b);
+        swap_pairs(a) = _mm512_permute_pd::<0b0101_0101>(a);
         sqrt(a) = _mm512_sqrt_pd(a);
         abs(a) = _mm512_abs_pd(a);
         scale(a, n) = _mm512_scalef_pd(a, n);
