@@ -1,6 +1,7 @@
 """The kernels as operators of PyTorch: what torch checks of an operator, and that they compute what `ops` does."""
 
 import re
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from strategies import attentions, in_form
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'sensorium[torch]'")
 import sensorium.torch as st  # noqa: E402 - needs torch
+from sensorium.torch._rotary import rotary_arguments  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     # opcheck itself reads .grad of tensors that are not leaves.
@@ -27,6 +29,8 @@ pytestmark = pytest.mark.filterwarnings(
 MIXED = Layout([Segment("causal", 5), Segment("full", 6, hidden=True), Segment("full", 6)])
 OTHER = Layout([Segment("full", 8), Segment("causal", 9)], window=0)
 LISTED = [Layout([Segment("causal", 12)]), Layout([Segment("full", 17)])]
+POSITIONS = torch.linspace(0, 9, 17, dtype=torch.float64)
+TURN = ops.Rotary(50.0, 6, True)
 CALLS = torch.ops.sensorium
 
 
@@ -47,8 +51,29 @@ def triple(heads=4, kv_heads=2, tokens=17, keys=17, width=8, **how):
     ]
 
 
-def text(layout):
-    return (None, st._layouts._text(layout))
+def as_array(tensor):
+    """The memory of a tensor, whatever its dtype."""
+    tensor = tensor.detach()
+    if tensor.dtype is not torch.bfloat16:
+        return tensor.numpy()
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="NumPy needs ml_dtypes for bfloat16")
+    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def how(
+    layout,
+    scale=None,
+    softcap=None,
+    alibi=None,
+    dropout=0.0,
+    seed=None,
+    positions=None,
+    rotary=None,
+    offsets=(None, 0),
+):
+    """What the operators of attention have after their tensors; no offsets for packed ones."""
+    given = (layout, "") if isinstance(layout, torch.Tensor) else (None, st._layouts._text(layout))
+    return (*given, scale, softcap, alibi, dropout, seed, positions, *rotary_arguments(rotary), *offsets)
 
 
 def with_lse(q, k, v, *how):
@@ -59,34 +84,61 @@ def with_lse(q, k, v, *how):
 def samples():
     """Operator and arguments of many kinds: what torch's checks are run over."""
     q, k, v = triple()
-    dtype32 = triple(dtype=torch.float32)
     p = packed(2, 17, 4, 8)
-    window = triple(tokens=3)
-    qkv = draw(2, 17, 3, 2, 8)
-    for name, tensors, how in [
-        ("grouped heads", (q, k, v), (*text(MIXED), None, None, 0)),
-        ("float32", dtype32, (*text(MIXED), None, None, 0)),
-        ("views of a projection", (p, p, p), (*text(OTHER), 0.5, None, 0)),
-        ("a layout as a tensor", (q, k, v), (st.layout_tensor(MIXED), "", None, None, 0)),
-        ("a layout a sample", (q, k, v), (*text(LISTED), None, None, 0)),
-        ("layouts as a tensor", (q, k, v), (st.layout_tensor(LISTED), "", -0.2, None, 0)),
-        ("the last queries", (*window[:1], k, v), (*text(MIXED), None, None, 0)),
-        ("queries at an offset", (*window[:1], k, v), (*text(MIXED), None, 5, 0)),
-        ("one head", triple(1, 1), (*text(MIXED), None, None, 0)),
-        ("no sample", [t[:0].detach().requires_grad_() for t in (q, k, v)], (*text(MIXED), None, None, 0)),
-        ("without a gradient", triple(grad=False), (*text(MIXED), None, None, 0)),
-        ("a gradient by k alone", (q.detach(), k, v.detach()), (*text(MIXED), None, None, 0)),
+    few = triple(tokens=3)[0]
+    seed = torch.tensor(-5)
+    slopes = torch.from_numpy(ops.alibi_slopes(4))
+    for name, tensors, options in [
+        ("grouped heads", (q, k, v), how(MIXED)),
+        ("float32", triple(dtype=torch.float32), how(MIXED)),
+        ("views of a projection", (p, p, p), how(OTHER, 0.5)),
+        ("strided", [draw(2, 8, 17, 4).permute(0, 3, 2, 1)] * 3, how(MIXED)),
+        ("heads last in memory", [draw(2, 17, 8, 4).permute(0, 3, 1, 2)] * 3, how(MIXED)),
+        ("a layout as a tensor", (q, k, v), how(st.layout_tensor(MIXED))),
+        ("a layout a sample", (q, k, v), how(LISTED)),
+        ("layouts as a tensor", (q, k, v), how(st.layout_tensor(LISTED), -0.2)),
+        ("the last queries", (few, k, v), how(MIXED)),
+        ("queries at an offset", (few, k, v), how(MIXED, offsets=(5, 0))),
+        ("one head", triple(1, 1), how(MIXED)),
+        ("no sample", [t[:0].detach().requires_grad_() for t in (q, k, v)], how(MIXED)),
+        ("without a gradient", triple(grad=False), how(MIXED)),
+        ("a gradient by k alone", (q.detach(), k, v.detach()), how(MIXED)),
+        ("soft-capped", (q, k, v), how(MIXED, softcap=2.0)),
+        ("linear biases", (q, k, v), how(MIXED, alibi=slopes)),
+        ("dropout", (q, k, v), how(MIXED, dropout=0.3, seed=seed)),
+        ("rotary", (q, k, v), how(MIXED, rotary=ops.Rotary())),
+        ("all options", (q, k, v), how(MIXED, 0.4, 2.0, slopes.float(), 0.3, seed, POSITIONS, TURN)),
+        ("bfloat16", triple(dtype=torch.bfloat16, grad=False), how(MIXED)),
+        ("float16", triple(dtype=torch.float16, grad=False), how(MIXED, rotary=ops.Rotary())),
     ]:
-        yield f"attention: {name}", CALLS.attention, (*tensors, *how)
-        yield f"attention_backward: {name}", CALLS.attention_backward, (*with_lse(*tensors, *how), *how)
-    for name, how in [("a text", (*text(MIXED), None)), ("a tensor", (st.layout_tensor(LISTED), "", 0.3))]:
-        yield f"self_attention: {name}", CALLS.self_attention, (qkv, *how)
-        out, lse = (t.detach() for t in CALLS.self_attention(qkv, *how))
+        yield f"attention: {name}", CALLS.attention, (*tensors, *options)
         yield (
-            f"self_attention_backward: {name}",
-            CALLS.self_attention_backward,
-            (out, qkv.detach(), out, lse, *how),
+            f"attention_backward: {name}",
+            CALLS.attention_backward,
+            (*with_lse(*tensors, *options), *options),
         )
+    qkv = draw(2, 17, 3, 4, 8)
+    for name, options in [
+        ("a text", how(MIXED, offsets=())),
+        ("a tensor", how(st.layout_tensor(LISTED), 0.3, offsets=())),
+        ("all options", how(MIXED, 0.4, 2.0, slopes, 0.3, seed, POSITIONS, TURN, offsets=())),
+    ]:
+        yield f"self_attention: {name}", CALLS.self_attention, (qkv, *options)
+        out, lse = (t.detach() for t in CALLS.self_attention(qkv, *options))
+        args = (out, qkv.detach(), out, lse, *options)
+        yield f"self_attention_backward: {name}", CALLS.self_attention_backward, args
+    turned = (10000.0, None, False, 1.0)
+    for name, x, positions, inverse, rotary in [
+        ("halves", q, None, False, turned),
+        ("heads beside each other", p, None, False, turned),
+        ("neighbours, turned back", p, torch.arange(17), True, (100.0, 6, True, 0.5)),
+        ("positions of each sample", q, torch.rand(2, 17), False, turned),
+        ("three dimensions", draw(2, 17, 8), None, False, turned),
+        ("five dimensions, strided", draw(2, 17, 2, 3, 8).permute(0, 2, 3, 1, 4), None, False, turned),
+        ("float16", q.detach().half(), None, False, turned),
+        ("bfloat16", p.detach().bfloat16(), None, False, turned),
+    ]:
+        yield f"rotary: {name}", CALLS.rotary, (x, positions, inverse, *rotary)
     x, w, b = draw(3, 5, 8), draw(8), draw(8, seed=1)
     matrix, residual = draw(8, 6), draw(3, 5, 6)
     targets, weights = torch.arange(15).reshape(3, 5) % 8, draw(3, 5, grad=False).abs()
@@ -126,7 +178,7 @@ def test_every_operator_is_checked():
         if name.startswith("sensorium::")
     }
     backwards = {name for name in names if name.endswith("_backward")}
-    assert {f"{name}_backward" for name in names - backwards} == backwards
+    assert {f"{name}_backward" for name in names - backwards - {"rotary"}} == backwards
     # opcheck of an operator runs its backward, so that those of the small ones need no sample of their own.
     assert {call._qualified_op_name.split("::")[1] for _, call, _ in SAMPLES} >= names - backwards
 
@@ -146,6 +198,35 @@ GRADIENTS = {
     "attention: views": (
         lambda x: st.attention(*x.transpose(2, 3).unbind(1), MIXED),
         [draw(2, 3, 17, 2, 8)],
+    ),
+    "attention: soft-capped": (lambda q, k, v: st.attention(q, k, v, MIXED, softcap=1.5), triple()),
+    "attention: linear biases": (
+        lambda q, k, v: st.attention(q, k, v, MIXED, alibi=torch.tensor([0.5, 0.1, 1.0, 0.0])),
+        triple(),
+    ),
+    "attention: dropout": (lambda q, k, v: st.attention(q, k, v, MIXED, dropout=0.3, seed=3), triple()),
+    "attention: rotary": (
+        lambda q, k, v: st.attention(q, k, v, MIXED, rotary=TURN, positions=POSITIONS, query_offset=2),
+        triple(tokens=5),
+    ),
+    "self_attention: all options": (
+        lambda x: st.self_attention(
+            x,
+            MIXED,
+            scale=0.3,
+            softcap=2.0,
+            alibi=torch.tensor([0.5, 0.1]),
+            rotary=TURN,
+            positions=POSITIONS,
+            dropout=0.2,
+            seed=2**64 - 1,
+        ),
+        [draw(2, 17, 3, 2, 8)],
+    ),
+    "rotary": (st.rotary, [draw(2, 3, 5, 8)]),
+    "rotary: turned back": (
+        lambda x: st.rotary(x, ops.Rotary(10.0, 4, True, 0.5), torch.linspace(0, 3, 5), inverse=True),
+        [draw(2, 5, 8)],
     ),
     "self_attention": (lambda x: st.self_attention(x, MIXED), [draw(2, 17, 3, 2, 8)]),
     "layer_norm": (st.layer_norm, [draw(3, 5, 8), draw(8), draw(8, seed=1)]),
@@ -193,6 +274,24 @@ def test_attention_is_that_of_ops_bit_for_bit(case, as_tensor):
     wanted = ops.attention_backward(grad, *given_arrays, want_out, want_lse, case.layout, scale=case.scale)
     for got, want in zip(grads, wanted, strict=True):
         np.testing.assert_array_equal(got.numpy(), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_that_of_ops_bit_for_bit(dtype):
+    tensors = triple(dtype=dtype)
+    out, lse = st.attention(*tensors, MIXED, return_lse=True)
+    arrays = [as_array(t) for t in tensors]
+    want_out, want_lse = ops.attention(*arrays, MIXED)
+    grads = torch.autograd.grad(out, tensors, torch.ones_like(out))
+    wanted = ops.attention_backward(np.ones_like(want_out), *arrays, want_out, want_lse, MIXED)
+    assert lse.dtype == torch.float32
+    for got, want in zip([out, lse, *grads], [want_out, want_lse, *wanted], strict=True):
+        np.testing.assert_array_equal(as_array(got), want)
+    packed_form = torch.stack([t.repeat_interleave(4 // t.shape[1], 1) for t in tensors]).permute(
+        1, 3, 0, 2, 4
+    )
+    same = st.self_attention(packed_form, MIXED).view(2, 17, 4, 8).transpose(1, 2)
+    assert torch.equal(same, out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -269,6 +368,73 @@ def test_operators_follow_one_another_in_a_network():
         *(torch.autograd.grad(end, (table, matrix, bias)) for end in (ours, theirs)), strict=True
     ):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_rotary_is_that_of_ops_bit_for_bit(dtype):
+    x = draw(2, 3, 5, 8, grad=False).to(dtype)
+    rotary = ops.Rotary(100.0, 6)
+    want = ops.rotary(as_array(x), rotary)
+    got = st.rotary(x, rotary)
+    assert got.dtype == dtype
+    assert bytes(got.view(torch.uint8).numpy()) == want.tobytes()
+
+
+def test_rotary_has_derivatives_of_any_order():
+    x = draw(2, 3, 5, 8)
+    assert torch.autograd.gradgradcheck(lambda x: st.rotary(x).pow(3), [x])
+
+
+def test_options_reach_the_kernel():
+    q, k, v = triple(grad=False)
+    options = {"scale": 0.4, "softcap": 2.0, "dropout": 0.3, "seed": 2**64 - 2, "rotary": TURN}
+    arrays = {"alibi": ops.alibi_slopes(4), "positions": POSITIONS.numpy()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for packed_form in (False, True):
+        if packed_form:
+            x = torch.stack([t.repeat_interleave(4 // t.shape[1], 1) for t in (q, k, v)]).permute(
+                1, 3, 0, 2, 4
+            )
+            got = st.self_attention(x, MIXED, **tensors, **options)
+            want, _ = ops.self_attention(x.numpy(), MIXED, **arrays, **options)
+        else:
+            got = st.attention(q, k, v, MIXED, **tensors, **options)
+            want, _ = ops.attention(q.numpy(), k.numpy(), v.numpy(), MIXED, **arrays, **options)
+        np.testing.assert_array_equal(got.numpy(), want)
+
+
+def test_dropout_follows_torchs_seed():
+    q, k, v = triple(grad=False)
+
+    def call(seed):
+        torch.manual_seed(seed)
+        return st.attention(q, k, v, MIXED, dropout=0.5)
+
+    first = call(1)
+    torch.testing.assert_close(call(1), first, rtol=0, atol=0)
+    assert not torch.equal(call(2), first)
+    torch.manual_seed(1)
+    assert not torch.equal(*(st.attention(q, k, v, MIXED, dropout=0.5) for _ in range(2)))
+    state = torch.get_rng_state()
+    st.attention(q, k, v, MIXED)
+    assert torch.equal(torch.get_rng_state(), state)
+    as_tensor = st.attention(q, k, v, MIXED, dropout=0.5, seed=torch.tensor(-7))
+    torch.testing.assert_close(
+        st.attention(q, k, v, MIXED, dropout=0.5, seed=2**64 - 7), as_tensor, rtol=0, atol=0
+    )
+
+
+def test_a_checkpointed_module_draws_the_same_dropout_again():
+    q, k, v = triple()
+
+    def attend(q):
+        return st.attention(q, k, v, MIXED, dropout=0.5).square()
+
+    grads = []
+    for call in (attend, lambda q: torch.utils.checkpoint.checkpoint(attend, q, use_reentrant=False)):
+        torch.manual_seed(3)
+        grads += torch.autograd.grad(call(q).sum(), q)
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
 # Under torch.compile
@@ -377,6 +543,37 @@ def test_sizes_and_offsets_are_symbols_of_one_graph():
         q, k, v = triple(tokens=n, keys=keys, grad=False)
         np.testing.assert_array_equal(compiled(q, k, v, offset).numpy(), last(q, k, v, offset).numpy())
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_module_draws_another_dropout_in_every_call(backend):
+    q, k, v = triple(grad=False)
+    compiled = torch.compile(
+        lambda q: st.attention(q, k, v, MIXED, dropout=0.5), fullgraph=True, backend=backend
+    )
+    assert len({compiled(q).numpy().tobytes() for _ in range(5)}) == 5
+
+
+def test_seeds_share_a_graph():
+    graphs, backend = counted()
+    q, k, v = triple(grad=False)
+
+    def attend(seed):
+        return st.attention(q, k, v, MIXED, dropout=0.5, seed=seed)
+
+    compiled = torch.compile(attend, fullgraph=True, backend=backend)
+    for seed in range(2, 8):
+        np.testing.assert_array_equal(compiled(seed).numpy(), attend(seed).numpy())
+    assert len(graphs) <= 2  # the second one for any seed
+
+
+def test_a_rotary_is_guarded_on():
+    graphs, backend = counted()
+    x = draw(2, 3, 5, 8, grad=False)
+    compiled = torch.compile(st.rotary, fullgraph=True, backend=backend)
+    for how in (ops.Rotary(), ops.Rotary(interleaved=True), ops.Rotary(width=4), ops.Rotary()):
+        np.testing.assert_array_equal(compiled(x, how).numpy(), ops.rotary(x.numpy(), how))
+    assert len(graphs) == 3
 
 
 def test_a_module_is_exported():
@@ -498,17 +695,46 @@ def test_vmap_is_a_loop():
         torch.vmap(st.gelu)(rows[:0])
 
 
-def test_autocast_runs_in_float32():
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_lowers_attention_as_torch_lowers_its_own(dtype, compiled):
     project = torch.nn.Linear(8, 8)
     x = draw(2, 4, 17, 8, dtype=torch.float32, grad=False)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+
+    def attend(x):
         half = project(x)
-        out = st.attention(half, half, x, MIXED)
-    assert half.dtype == torch.bfloat16
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, st.attention(half.float(), half.float(), x, MIXED), rtol=0, atol=0)
+        return half, st.attention(half, half, x, MIXED)
+
+    call = torch.compile(attend, fullgraph=True, backend="aot_eager") if compiled else attend
+    with torch.autocast("cpu", dtype=dtype):
+        half, out = call(x)
+        packed_form = st.self_attention(torch.stack([x] * 3).permute(1, 3, 0, 2, 4), MIXED)
+        double = st.attention(x.double(), x.double(), x.double(), MIXED)
+    assert half.dtype == out.dtype == packed_form.dtype == dtype
+    assert double.dtype == torch.float64
+    assert torch.equal(out, st.attention(half, half, x.to(dtype), MIXED))
+    assert call(x)[1].dtype == torch.float32
     out.sum().backward()
     assert project.weight.grad.dtype == torch.float32
+
+
+def test_autocast_leaves_norms_and_losses_in_float32():
+    x = draw(3, 8, dtype=torch.float32, grad=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.nn.functional.linear(x, torch.eye(8))
+        assert y.dtype == torch.bfloat16
+        assert st.rms_norm(y, torch.ones(8)).dtype == torch.float32
+        loss = st.cross_entropy(y, torch.tensor([0, 1, 2]))
+        assert st.rotary(y).dtype == torch.bfloat16
+    assert torch.equal(loss, st.cross_entropy(y.float(), torch.tensor([0, 1, 2])))
+
+
+def test_bfloat16_without_ml_dtypes_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(
+        sensorium.MissingExtraError, match=r"^q has dtype torch.bfloat16, for which NumPy needs"
+    ):
+        st.attention(*triple(dtype=torch.bfloat16, grad=False), MIXED)
 
 
 def test_meta_tensors_have_the_shapes():
@@ -531,9 +757,15 @@ def test_what_has_no_gradient_says_so():
         sensorium.ArgumentError, match=r"^weights requires a gradient, which cross_entropy does not have"
     ):
         st.cross_entropy(logits, targets, torch.ones(3, dtype=torch.float64, requires_grad=True))
+    with pytest.raises(
+        sensorium.ArgumentError, match=r"^alibi requires a gradient, which attention does not have"
+    ):
+        st.attention(q, k, v, MIXED, alibi=torch.ones(4, requires_grad=True))
 
 
-@pytest.mark.parametrize("name", [name for name in GRADIENTS if ":" not in name and name != "embedding"])
+@pytest.mark.parametrize(
+    "name", [name for name in GRADIENTS if ":" not in name and name not in ("embedding", "rotary")]
+)
 def test_second_derivatives_are_refused(name):
     function, args = GRADIENTS[name]
     (grad,) = torch.autograd.grad(function(*args).square().sum(), args[:1], create_graph=True)
@@ -566,17 +798,17 @@ WRONG = {
     "bfloat16": (
         lambda q, k, v: (q.bfloat16(), k, v),
         sensorium.DTypeError,
-        "q has dtype torch.bfloat16, expected",
+        "k has dtype float64 but q has bfloat16",
     ),
     "float16": (
         lambda q, k, v: (q, k.half(), v),
         sensorium.DTypeError,
-        "k has dtype torch.float16, expected",
+        "k has dtype float16 but q has float64",
     ),
     "complex": (
         lambda q, k, v: (q, k, v + 0j),
         sensorium.DTypeError,
-        "v has dtype torch.complex128, expected",
+        "v has dtype complex128, expected",
     ),
     "integers": (
         lambda q, k, v: (q.long(), k, v),
@@ -615,15 +847,33 @@ def test_wrong_tensors_are_named(name):
 @pytest.mark.parametrize("name", [name for name in WRONG if name not in ("sparse", "device")])
 def test_wrong_tensors_are_found_while_tracing(name):
     spoil, _, words = WRONG[name]
-    words = (
-        words.replace("int64", "torch.int64")
-        .replace("float32", r"(torch\.)?float32")
-        .replace("has float64", r"has (torch\.)?float64")
-    )
-    words = words.split(", expected")[0]
+    words = re.sub(r"has (dtype )?(\w+\d)", r"has \1(torch.)?\2", words.split(", expected")[0])
     args = spoil(*triple(grad=False))
     with pytest.raises(RuntimeError, match=words):
         torch.compile(st.attention, fullgraph=True, backend="eager")(*args, MIXED)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"dropout": 0.1, "seed": -1}, sensorium.ArgumentError, "seed must be from 0"),
+        ({"dropout": 1.5}, sensorium.ArgumentError, "dropout must be in"),
+        ({"softcap": 0.0}, sensorium.ArgumentError, "softcap must be above 0"),
+        ({"alibi": torch.ones(3)}, sensorium.ShapeError, "alibi has H=3 but q has H=4"),
+        ({"scale": float("nan")}, sensorium.ArgumentError, "scale must be finite"),
+        ({"dropout": 0.1, "seed": torch.zeros(2)}, sensorium.DTypeError, "seed has dtype float32 and shape"),
+    ],
+)
+def test_wrong_options_are_named(options, kind, words):
+    with pytest.raises(kind, match=words):
+        st.attention(*triple(grad=False), MIXED, **options)
+
+
+def test_a_wrong_rotary_is_named():
+    with pytest.raises(sensorium.DTypeError, match="rotary must be a Rotary, not int"):
+        st.rotary(draw(5, 8), 3)
+    with pytest.raises(sensorium.DTypeError, match=r"x has dtype torch.float8_e5m2"):
+        st.rotary(torch.zeros(5, 8, dtype=torch.float8_e5m2))
 
 
 def test_a_tensor_of_a_graphics_card_is_refused():

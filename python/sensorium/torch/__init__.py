@@ -2,8 +2,8 @@
 
 Imported on demand only: ``import sensorium`` never imports torch. Every operator is registered with
 ``torch.library`` as ``torch.ops.sensorium.<name>``, with its gradient and its rule for fake tensors, so that
-it works in an ``nn.Module``, under ``torch.compile(fullgraph=True)`` and under ``torch.vmap``. Under autocast
-operators run in ``float32``. First derivatives only.
+it works in an ``nn.Module``, under ``torch.compile(fullgraph=True)`` and under ``torch.vmap``. First
+derivatives only, but for :func:`rotary`.
 """
 
 try:
@@ -25,3 +25,4 @@ from ._nn import layer_norm as layer_norm
 from ._nn import linear as linear
 from ._nn import rms_norm as rms_norm
 from ._nn import silu as silu
+from ._rotary import rotary as rotary

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import ops
 from .._validate import check_dims
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._layouts import layout_arguments, read_layouts
-from ._register import Tensor, check_float, define, differentiable
+from ._register import Tensor, check_float, define, differentiable, like
+from ._rotary import ROTARY, read_rotary, rotary_arguments
 
 __all__ = ["attention", "self_attention"]
 
@@ -19,40 +21,85 @@ Array = np.ndarray[Any, Any]
 Layouts = ops.Layout | Sequence[ops.Layout] | Tensor
 
 # What the operators here have after their tensors: the layouts, as a tensor or as a text, and the options.
-_LAYOUT = "Tensor? layout, str layout_text"
-_PACKED = f"{_LAYOUT}, float? scale"
+_PACKED = (
+    "Tensor? layout, str layout_text, float? scale, float? softcap, Tensor? alibi, "
+    f"float dropout, Tensor? seed, Tensor? positions, {ROTARY}"
+)
 _OPTIONS = f"{_PACKED}, SymInt? query_offset, SymInt key_offset"
 
 
-def _packed(layout: Array | None, text: str, scale: float | None) -> dict[str, Any]:
-    """Return the options of a call over a packed projection, by name."""
-    return {"layout": read_layouts(layout, text), "scale": scale}
-
-
-def _options(
-    layout: Array | None, text: str, scale: float | None, query_offset: int | None, key_offset: int
+def _packed(
+    layout: Array | None,
+    text: str,
+    scale: float | None,
+    softcap: float | None,
+    alibi: Array | None,
+    dropout: float,
+    seed: Array | None,
+    positions: Array | None,
+    *rotary: Any,
 ) -> dict[str, Any]:
+    """Return the options of a call over a packed projection, by name."""
+    return {
+        "layout": read_layouts(layout, text),
+        "scale": scale,
+        "softcap": softcap,
+        "alibi": alibi,
+        "dropout": dropout,
+        "seed": None if seed is None else _number(seed),
+        "rotary": read_rotary(*rotary),
+        "positions": positions,
+    }
+
+
+def _number(seed: Array) -> int:
+    if seed.dtype != np.int64 or seed.size != 1:
+        raise DTypeError(f"seed has dtype {seed.dtype} and shape {seed.shape}, expected one int64")
+    return int(seed.item()) % 2**64
+
+
+def _options(*how: Any) -> dict[str, Any]:
     """Return the options of a call, by name."""
-    return {**_packed(layout, text, scale), "query_offset": query_offset, "key_offset": key_offset}
+    *packed, query_offset, key_offset = how
+    return {**_packed(*packed), "query_offset": query_offset, "key_offset": key_offset}
 
 
-def _like(tensor: Tensor) -> Tensor:
-    """Return an empty tensor with heads and tokens in the same order in memory, as the kernels do."""
-    batch, heads, tokens, width = tensor.shape
-    if tensor.stride(1) < tensor.stride(2):
-        return tensor.new_empty((batch, tokens, heads, width)).transpose(1, 2)
-    return tensor.new_empty(tensor.shape)
+def _seed(dropout: float, seed: int | Tensor | None) -> Tensor | None:
+    """Return the seed as 64 bits in a tensor, on which no graph depends; drawn by torch where not given."""
+    if dropout == 0:
+        return None
+    if isinstance(seed, torch.Tensor):
+        return seed
+    if seed is None:
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
+    if not 0 <= seed < 2**64:
+        raise ArgumentError(f"seed must be from 0 to 2^64 - 1, not {seed}")
+    bits = seed - 2**64 if seed >= 2**63 else seed
+    return torch.full((), bits, dtype=torch.int64, device="cpu")
+
+
+def _lowered(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return tensors in the dtype of autocast, where that is on: as torch's own attention has them."""
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    dtype = torch.get_autocast_dtype("cpu")
+    casts = (torch.float32, torch.float16, torch.bfloat16)
+    return [tensor.to(dtype) if tensor.dtype in casts else tensor for tensor in tensors]
+
+
+def _lse_dtype(tensor: Tensor) -> Any:
+    return torch.float64 if tensor.dtype is torch.float64 else torch.float32
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, how: tuple[Any, ...]) -> None:
-    check_float("q", q)
+    check_float("q", q, half=True)
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
             raise DTypeError(f"{name} has dtype {tensor.dtype} but q has {q.dtype}")
     sizes = check_dims("B H N D, B H_kv N_k D, B H_kv N_k D", q=q, k=k, v=v)
     if sizes["H"] % sizes["H_kv"] if sizes["H_kv"] else sizes["H"]:
         raise ArgumentError(f"k has H_kv={sizes['H_kv']}, which does not divide H={sizes['H']} of q")
-    _, _, _, query_offset, key_offset = how
+    *_, query_offset, key_offset = how
     if query_offset is None and key_offset == 0:
         _check_length("k", sizes["N_k"], how)
 
@@ -71,7 +118,7 @@ def _attention_run(q: Array, k: Array, v: Array, *how: Any) -> Any:
 
 def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
     _check(q, k, v, how)
-    return _like(q), q.new_empty(q.shape[:3])
+    return like(q), q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
 
 
 def _backward_run(
@@ -84,7 +131,7 @@ def _backward_fake(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *how: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(q, k, v, how)
-    return _like(q), _like(k), _like(v)
+    return like(q), like(k), like(v)
 
 
 _attention = define(
@@ -92,6 +139,7 @@ _attention = define(
     f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor lse)",
     _attention_run,
     _attention_fake,
+    autocast=False,
 )
 _attention_backward = define(
     "attention_backward",
@@ -99,6 +147,7 @@ _attention_backward = define(
     " -> (Tensor dq, Tensor dk, Tensor dv)",
     _backward_run,
     _backward_fake,
+    autocast=False,
     backward_of="attention",
 )
 differentiable(
@@ -117,7 +166,7 @@ def _self_attention_run(qkv: Array, *how: Any) -> tuple[Array, Array]:
 def _check_packed(qkv: Tensor, how: tuple[Any, ...]) -> tuple[Any, ...]:
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ShapeError(f"qkv has shape {tuple(qkv.shape)}, expected (B, N, 3, H, D)")
-    check_float("qkv", qkv)
+    check_float("qkv", qkv, half=True)
     batch, tokens, _, heads, width = qkv.shape
     _check_length("qkv", tokens, how)
     return batch, tokens, heads, width
@@ -125,7 +174,9 @@ def _check_packed(qkv: Tensor, how: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _self_attention_fake(qkv: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, width = _check_packed(qkv, how)
-    return qkv.new_empty((batch, tokens, heads * width)), qkv.new_empty((batch, heads, tokens))
+    return qkv.new_empty((batch, tokens, heads * width)), qkv.new_empty(
+        (batch, heads, tokens), dtype=_lse_dtype(qkv)
+    )
 
 
 def _self_backward_run(grad_out: Array, qkv: Array, out: Array, lse: Array, *how: Any) -> Array:
@@ -142,12 +193,14 @@ _self_attention = define(
     f"(Tensor qkv, {_PACKED}) -> (Tensor out, Tensor lse)",
     _self_attention_run,
     _self_attention_fake,
+    autocast=False,
 )
 _self_attention_backward = define(
     "self_attention_backward",
     f"(Tensor grad_out, Tensor qkv, Tensor out, Tensor lse, {_PACKED}) -> Tensor",
     _self_backward_run,
     _self_backward_fake,
+    autocast=False,
     backward_of="self_attention",
 )
 differentiable(
@@ -168,6 +221,12 @@ def attention(
     scale: float | None = None,
     query_offset: int | None = None,
     key_offset: int = 0,
+    softcap: float | None = None,
+    alibi: Tensor | None = None,
+    rotary: ops.Rotary | None = None,
+    positions: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Return attention over a layout, as :func:`sensorium.ops.attention` does.
@@ -175,14 +234,24 @@ def attention(
     Parameters
     ----------
     q : tensor (B, H, N, D)
-        Queries, ``float32`` or ``float64``, on the CPU. Any view whose last axis is contiguous is read where
-        it lies, such as ``projection.view(B, N, H, D).transpose(1, 2)``; others are copied.
+        Queries, ``float32``, ``float64``, ``float16`` or ``bfloat16``, on the CPU. Any view whose last axis
+        is contiguous is read where it lies, such as ``projection.view(B, N, H, D).transpose(1, 2)``; others
+        are copied.
     k, v : tensor (B, H_kv, N_k, D)
         Keys and values of the same dtype; ``H_kv`` divides ``H``.
     layout : Layout, sequence of B Layouts, or tensor
         Who sees whom in the row; a :func:`layout_tensor` where layouts change from call to call.
-    scale, query_offset, key_offset
+    scale, query_offset, key_offset, softcap, rotary
         As of :func:`sensorium.ops.attention`.
+    alibi : tensor (H,), optional
+        Slopes, as of :func:`sensorium.ops.attention`; they have no gradient.
+    positions : tensor, optional
+        Of the tokens of the row, for ``rotary``; they have no gradient.
+    dropout : float
+        As of :func:`sensorium.ops.attention`: a module gives 0 where it is not training.
+    seed : int or tensor, optional
+        Of dropout: an integer, or a tensor of one ``int64``, on which no graph depends. Where None, one is
+        drawn with ``torch.randint``, in every call and so that ``torch.manual_seed`` fixes it.
     return_lse : bool
         Also return ``lse``.
 
@@ -215,21 +284,33 @@ def attention(
     >>> torch.allclose(attention(q, k, v, layout), dense, atol=1e-6)
     True
     """
-    how = (*layout_arguments(layout), scale, query_offset, key_offset)
-    out, lse = _attention(q, k, v, *how)
+    scoring = (scale, softcap, alibi, dropout, _seed(dropout, seed))
+    how = (*layout_arguments(layout), *scoring, positions, *rotary_arguments(rotary))
+    out, lse = _attention(*_lowered([q, k, v]), *how, query_offset, key_offset)
     return (out, lse) if return_lse else out
 
 
 def self_attention(
-    qkv: Tensor, layout: Layouts, *, scale: float | None = None, return_lse: bool = False
+    qkv: Tensor,
+    layout: Layouts,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi: Tensor | None = None,
+    rotary: ops.Rotary | None = None,
+    positions: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
+    return_lse: bool = False,
 ) -> Any:
     """Return attention over one packed projection, as :func:`sensorium.ops.self_attention` does.
 
     Parameters
     ----------
     qkv : tensor (B, N, 3, H, D)
-        Queries, keys and values, ``float32`` or ``float64``: ``projection(x).view(B, N, 3, H, D)``.
-    layout, scale, return_lse
+        Queries, keys and values, of a dtype as of :func:`attention`:
+        ``projection(x).view(B, N, 3, H, D)``.
+    layout, scale, softcap, alibi, rotary, positions, dropout, seed, return_lse
         As of :func:`attention`.
 
     Returns
@@ -253,5 +334,7 @@ def self_attention(
     >>> self_attention(qkv, Layout([Segment("causal", 4)])).shape
     torch.Size([2, 4, 8])
     """
-    out, lse = _self_attention(qkv, *layout_arguments(layout), scale)
+    scoring = (scale, softcap, alibi, dropout, _seed(dropout, seed))
+    how = (*layout_arguments(layout), *scoring, positions, *rotary_arguments(rotary))
+    out, lse = _self_attention(*_lowered([qkv]), *how)
     return (out, lse) if return_lse else out

@@ -15,24 +15,51 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from ..errors import ArgumentError, DTypeError
+from ..errors import ArgumentError, DTypeError, MissingExtraError
 
-__all__ = ["Tensor", "check_float", "define", "differentiable"]
+__all__ = ["Tensor", "check_float", "define", "differentiable", "like"]
 
 Tensor: TypeAlias = Any  # torch.Tensor, without asking that torch is there when types are checked
 
 _FLOATS = (torch.float32, torch.float64)
-_FOREIGN = (torch.float16, torch.bfloat16)  # NumPy has no bfloat16, and the kernels take neither
+_HALVES = (torch.float16, torch.bfloat16)
 _ARGUMENT = re.compile(r"([A-Za-z]+)\??(?:\[\])? (\w+)")
 
 
 def _array(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return the memory of a CPU tensor as an array: nothing is copied."""
     _check_tensor(name, tensor)
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    array: np.ndarray[Any, Any] = tensor.numpy()
+    if tensor.is_neg() or tensor.is_conj():
+        tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.dtype is torch.bfloat16:
+        bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
+        return bits.view(_bfloat16(name))
+    try:
+        array: np.ndarray[Any, Any] = tensor.numpy()
+    except TypeError:
+        raise DTypeError(
+            f"{name} has dtype {tensor.dtype}, expected torch.float32 or torch.float64"
+        ) from None
     return array
+
+
+def _bfloat16(name: str) -> Any:
+    """Return the dtype that NumPy knows only with ``ml_dtypes``."""
+    try:
+        from ml_dtypes import bfloat16
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{name} has dtype torch.bfloat16, for which NumPy needs ml_dtypes: pip install ml_dtypes"
+        ) from error
+    return bfloat16
+
+
+def _tensor(result: Any) -> Tensor:
+    """Return a tensor over the memory of a new array."""
+    array = np.asarray(result)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
@@ -40,23 +67,32 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise ArgumentError(f"{name} is on {tensor.device}, expected a CPU tensor: move it with {name}.cpu()")
     if tensor.layout is not torch.strided:
         raise ArgumentError(f"{name} is {tensor.layout}, expected a dense tensor: {name}.to_dense()")
-    if tensor.dtype in _FOREIGN or tensor.dtype.is_complex:
-        check_float(name, tensor)
 
 
-def check_float(name: str, tensor: Tensor) -> None:
-    """Raise where a tensor is of no dtype that the kernels compute in."""
-    if tensor.dtype not in _FLOATS:
-        raise DTypeError(f"{name} has dtype {tensor.dtype}, expected torch.float32 or torch.float64")
+def check_float(name: str, tensor: Tensor, *, half: bool = False) -> None:
+    """Raise where a tensor is of no dtype that the kernels compute in, or, with ``half``, store."""
+    if tensor.dtype not in _FLOATS and not (half and tensor.dtype in _HALVES):
+        more = ", torch.float16 or torch.bfloat16" if half else ""
+        want = f"torch.float32{',' if half else ' or'} torch.float64{more}"
+        raise DTypeError(f"{name} has dtype {tensor.dtype}, expected {want}")
 
 
-def _tensor(result: Any) -> Tensor:
-    """Return a tensor over the memory of a new array."""
-    return torch.from_numpy(np.asarray(result))
+def like(tensor: Tensor) -> Tensor:
+    """Return an empty tensor ``(B, H, N, D)`` with heads and tokens as in memory, as the kernels do."""
+    batch, heads, tokens, width = tensor.shape
+    if tensor.stride(3) == 1 and tensor.stride(1) < tensor.stride(2):
+        return tensor.new_empty((batch, tokens, heads, width)).transpose(1, 2)
+    return tensor.new_empty(tensor.shape)
 
 
 def define(
-    name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any], *, backward_of: str = ""
+    name: str,
+    signature: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    backward_of: str = "",
+    autocast: bool = True,
 ) -> Any:
     """Register an operator without a derivative, and return it.
 
@@ -73,6 +109,9 @@ def define(
         Takes tensors without data and returns ``new_empty`` ones of the shapes and strides of the results.
     backward_of : str
         Name of the operator whose backward this is: asking for its derivative is an error that says so.
+    autocast : bool
+        Whether floating arguments are cast to ``float32`` under autocast: for a kernel that takes no half
+        precision.
 
     Returns
     -------
@@ -103,7 +142,8 @@ def define(
     qualified = f"sensorium::{name}"
     operator = torch.library.custom_op(qualified, kernel, mutates_args=(), schema=signature)
     operator.register_fake(shapes)
-    operator.register_autocast("cpu", torch.float32)
+    if autocast:
+        operator.register_autocast("cpu", torch.float32)
     operator.register_vmap(_one_by_one(getattr(torch.ops.sensorium, name).default))
     if backward_of:
 
