@@ -9,9 +9,10 @@
 //! row NaN; what a query does not see never reaches its row, NaN and infinity included.
 
 use crate::batch::{self, Place, Tasks};
+use crate::dropout::Thin;
 use crate::pack::{transpose_in, transpose_out};
 use crate::plan::{BLOCK, Block, Plan};
-use crate::score::{Score, Scoring, Shape, Thin, Tile};
+use crate::score::{Score, Scoring, Shape, Tile};
 use crate::scratch::Scratch;
 use crate::source::{Ready, Sink, Source};
 use crate::tile::{Product, Start};
@@ -219,8 +220,8 @@ impl<T: Float> Task<'_, T> {
                         Shape { score: &self.score, tile }.run();
                     }
                     self.softmax(s, buffers.p, &chunk, &mut running, width);
-                    if self.score.thins() {
-                        Thin { score: &self.score, tile }.run();
+                    if let Some(draw) = &self.score.dropout {
+                        Thin { draw, tile }.run();
                     }
                     self.values(s, buffers, &chunk, &running, width);
                 }

@@ -15,6 +15,7 @@
 mod backward;
 mod batch;
 mod carry;
+mod dropout;
 mod forward;
 mod layout;
 mod pack;
@@ -28,9 +29,10 @@ mod view;
 mod visit;
 
 pub use backward::backward;
+pub use dropout::Dropout;
 pub use forward::forward;
 pub use layout::{Inner, Layout, Sample, Segment};
 pub use plan::Plan;
 pub use rotary::{Rotation, rotate};
-pub use score::{Dropout, Scoring};
+pub use score::Scoring;
 pub use view::{Dims, Strides, View, ViewMut};

@@ -1,43 +1,22 @@
 //! How a product of a query and a key becomes a score, and what is done to its probability.
 //!
-//! `score_ij = c tanh(scale q_i.k_j / c) - slope_h |i - j|`, and `out_i = sum_j m_ij P_ij v_j` with `m_ij` 0 or `1 / (1 - p)`:
-//! soft-capping at `c` (Bello et al. 2017; Gemma Team 2024), linear biases (Press, Smith and Lewis 2022) and dropout
-//! of probabilities (Srivastava et al. 2014). `i` and `j` are positions in the row that the layout describes.
+//! `score_ij = c tanh(scale q_i.k_j / c) - slope_h |i - j|`: soft-capping at `c` (Bello et al. 2017; Gemma Team 2024) and
+//! linear biases (Press, Smith and Lewis 2022); and `out_i = sum_j m_ij P_ij v_j` with the factors of `dropout.rs`. `i` and
+//! `j` are positions in the row that the layout describes.
 //!
 //! What is asked for is applied to a chunk of the tile at a time, in passes of their own between the products: without
 //! options the kernels run no other instruction than a branch a chunk. Backward, `dP = m (V dO^T)` and
 //! `dS = P (dP - delta) (1 - tanh^2)`; slopes have no gradient.
 //!
-//! **Dropout.** Whether a pair is kept is a function of seed, batch, head, `i` and `j`, whatever the tiles, threads and
-//! element types: 16 bits of Philox at the counter `(j / 8, i, head, batch)`, so that a vector along the queries takes
-//! eight keys from each call. So `p` is a multiple of 2^-16, and kept probabilities are divided by one minus that
-//! multiple: the mean is exactly what it is without dropout. Costs 0.23 ns a pair on one core of a Zen 4 at AVX-512,
-//! a tenth of forward at D 64; words of 32 bits would be twice that, for digits of `p` that nobody tunes.
-//!
 //! Edges: a product of +-inf is soft-capped like any large one, NaN stays NaN; a NaN or infinite value that a query sees
 //! spoils its row even where the pair is dropped.
 
+use crate::dropout::{DRAWN, Draw, Dropout};
 use crate::plan::{BLOCK, Plan};
 use crate::visit::Chunk;
 use sensorium_core::math::{exp2_nonpositive, tanh_derivative};
-use sensorium_core::{Error, Float, Kernel, Result, Simd, rng};
+use sensorium_core::{Error, Float, Kernel, Result, Simd};
 use std::ops::Range;
-
-/// Keys that share a call of the generator.
-const DRAWN: usize = 8;
-/// Lanes of a call: a whole vector of words at AVX-512.
-const LANES: usize = 16;
-/// What `p` is a multiple of one part in.
-const PARTS: f64 = 65536.0;
-
-/// Dropout of probabilities.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dropout {
-    /// Probability to drop, in `[0, 1)`; rounded to the nearest multiple of 2^-16 above 0.
-    pub p: f64,
-    /// Of the generator.
-    pub seed: u64,
-}
 
 /// How scores are made.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,29 +67,6 @@ impl Scoring<'_> {
     }
 }
 
-impl Dropout {
-    /// Of 65,536 pairs this many are dropped, in the mean; none where `p` is 0.
-    fn threshold(self) -> u32 {
-        if self.p > 0.0 { (self.p * PARTS).round().clamp(1.0, PARTS - 1.0) as u32 } else { 0 }
-    }
-
-    /// Whether pairs are kept, `(queries, keys)` of one head.
-    ///
-    /// # Panics
-    /// Where `keep` is of another size.
-    pub fn keep(self, batch: u32, head: u32, queries: Range<u32>, keys: Range<u32>, keep: &mut [bool]) {
-        assert_eq!(keep.len(), queries.len() * keys.len(), "a truth value for each pair");
-        let (threshold, stream) = (self.threshold(), u64::from(batch) << 32 | u64::from(head));
-        let stream = rng::Stream::new(self.seed, stream);
-        let mut pairs = queries.flat_map(|i| keys.clone().map(move |j| (i, j)));
-        for (keep, (i, j)) in keep.iter_mut().zip(&mut pairs) {
-            let words = stream.words(u64::from(i) << 32 | u64::from(j / DRAWN as u32));
-            let (word, half) = (words[j as usize % 4], j as usize % DRAWN / 4);
-            *keep = (word >> (16 * half) & 0xffff) >= threshold;
-        }
-    }
-}
-
 /// How the scores of one head are made, in the precision of the tile.
 ///
 /// The tile holds numbers `x` of which `2^(factor x)` is `e^score`: products, or what [`Shape`] makes of them.
@@ -127,7 +83,7 @@ pub(crate) struct Score<T> {
     /// Scale over cap, without its sign.
     cap: Option<T>,
     bias: Option<Bias<T>>,
-    dropout: Option<Draw<T>>,
+    pub(crate) dropout: Option<Draw<T>>,
 }
 
 /// `x` becomes `factor x - slope |i - j|`, an exponent of two.
@@ -135,17 +91,6 @@ pub(crate) struct Score<T> {
 struct Bias<T> {
     factor: T,
     slope: T,
-}
-
-/// Dropout of one head.
-#[derive(Debug, Clone, Copy)]
-struct Draw<T> {
-    seed: u64,
-    head: u32,
-    batch: u32,
-    threshold: u32,
-    /// `1 / (1 - p)`.
-    kept: T,
 }
 
 impl<T: Float> Score<T> {
@@ -160,13 +105,7 @@ impl<T: Float> Score<T> {
             (sign, rounded, unit / rounded.to_f64())
         };
         let bias = scoring.slopes.map(|slopes| Bias { factor, slope: T::from_f64(slopes[head] / back) });
-        let dropout = scoring.dropout.filter(|d| d.p > 0.0).map(|d| Draw {
-            seed: d.seed,
-            head: head as u32,
-            batch: batch as u32,
-            threshold: d.threshold(),
-            kept: T::from_f64(PARTS / (PARTS - f64::from(d.threshold()))),
-        });
+        let dropout = scoring.dropout.filter(|d| d.p > 0.0).map(|d| Draw::new(d, batch, head));
         Self {
             sign,
             factor: if bias.is_some() { T::ONE } else { factor },
@@ -188,12 +127,6 @@ impl<T: Float> Score<T> {
     #[inline(always)]
     pub(crate) fn shapes(&self) -> bool {
         self.cap.is_some() || self.bias.is_some()
-    }
-
-    /// Whether [`Thin`] does anything.
-    #[inline(always)]
-    pub(crate) fn thins(&self) -> bool {
-        self.dropout.is_some()
     }
 }
 
@@ -243,48 +176,6 @@ impl<T: Float> Kernel<T> for Shape<'_, T> {
     }
 }
 
-/// Probabilities of a chunk to those that dropout leaves.
-pub(crate) struct Thin<'a, T> {
-    pub(crate) score: &'a Score<T>,
-    pub(crate) tile: Tile<T>,
-}
-
-impl<T: Float> Thin<'_, T> {
-    /// Does it.
-    ///
-    /// # Safety
-    /// The tile is writable, in whole vectors.
-    #[inline(always)]
-    pub(crate) unsafe fn run(self) {
-        T::dispatch(self);
-    }
-}
-
-impl<T: Float> Kernel<T> for Thin<'_, T> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd<T>>(self, s: S) {
-        let Some(draw) = self.score.dropout else { return };
-        let tile = self.tile;
-        let mut kept = [T::ONE; DRAWN * BLOCK];
-        let mut at = 0;
-        while at < tile.keys {
-            let rows = tile.group(at);
-            tile.draw(draw, rows.clone(), &mut kept);
-            for j in (0..tile.width).step_by(S::LANES) {
-                for i in rows.clone() {
-                    // SAFETY: as the caller of `Thin::run` vouches.
-                    unsafe {
-                        let p = tile.p.add(i * tile.width + j);
-                        s.store_ptr(p, s.mul(s.load_ptr(p), s.load(&kept[(i - at) * BLOCK + j..])));
-                    }
-                }
-            }
-            at = rows.end;
-        }
-    }
-}
-
 /// Backward: products to `m P` and `scale dP` to `scale dS`, where anything but scaling is asked for.
 pub(crate) struct Gradient<'a, T> {
     pub(crate) score: &'a Score<T>,
@@ -328,7 +219,7 @@ impl<T: Float> Kernel<T> for Gradient<'_, T> {
                     tile.bias(s, bias, rows.clone());
                 }
                 if let Some(draw) = score.dropout {
-                    tile.draw(draw, rows.clone(), &mut kept);
+                    draw.factors(&tile, rows.clone(), &mut kept);
                 }
                 for j in (0..tile.width).step_by(S::LANES) {
                     let (shift, delta) = (s.load(&self.shift[j..]), s.load(&self.delta[j..]));
@@ -359,7 +250,7 @@ impl<T: Float> Tile<T> {
 
     /// Rows from `at` to the next key whose position is a multiple of `DRAWN`.
     #[inline(always)]
-    fn group(&self, at: usize) -> Range<usize> {
+    pub(crate) fn group(&self, at: usize) -> Range<usize> {
         at..self.keys.min(at + DRAWN - (self.key + at) % DRAWN)
     }
 
@@ -411,33 +302,12 @@ impl<T: Float> Tile<T> {
             }
         }
     }
-
-    /// Writes `m` of `rows`, which share a call of the generator, to rows `BLOCK` apart.
-    #[inline(always)]
-    fn draw(&self, draw: Draw<T>, rows: Range<usize>, kept: &mut [T; DRAWN * BLOCK]) {
-        let key = self.key + rows.start;
-        let (first, group) = (key % DRAWN, (key / DRAWN) as u32);
-        for j in (0..self.width).step_by(LANES) {
-            let mut words = [[0; LANES]; 4];
-            rng::lanes(draw.seed, [group, (self.query + j) as u32, draw.head, draw.batch], &mut words);
-            for i in 0..rows.len() {
-                let (words, half) = (&words[(first + i) % 4], 16 * ((first + i) / 4) as u32);
-                let kept = &mut kept[i * BLOCK + j..][..LANES];
-                for l in 0..LANES {
-                    let keep = (words[l] >> half & 0xffff) >= draw.threshold;
-                    kept[l] = if keep { draw.kept } else { T::ZERO };
-                }
-            }
-        }
-    }
 }
-
-// Rows of `BLOCK` lanes are whole calls of the generator.
-const _: () = assert!(BLOCK.is_multiple_of(LANES));
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dropout::Thin;
     use sensorium_core::Level;
 
     struct All<'a, T>(&'a Score<T>, Tile<T>);
@@ -448,7 +318,9 @@ mod tests {
         fn run<S: Simd<T>>(self, s: S) {
             let Self(score, tile) = self;
             Kernel::run(Shape { score, tile }, s);
-            Kernel::run(Thin { score, tile }, s);
+            if let Some(draw) = &score.dropout {
+                Kernel::run(Thin { draw, tile }, s);
+            }
         }
     }
 
@@ -459,7 +331,7 @@ mod tests {
         let scoring =
             Scoring { scale: -0.5, softcap: Some(3.0), slopes: Some(&slopes), dropout: Some(dropout) };
         let score = Score::<T>::new(scoring, 3, 1);
-        assert!(!score.is_plain() && score.shapes() && score.thins());
+        assert!(!score.is_plain() && score.shapes() && score.dropout.is_some());
         for (query, key, keys) in [(0, 0, 64), (1000, 5, 13), (7, 1 << 20, 9), (1 << 25, 3, 1)] {
             let mut keep = vec![false; BLOCK * keys];
             let (query32, key32) = (query as u32, key as u32);
@@ -491,38 +363,6 @@ mod tests {
     fn tiles_are_made_of_pairs() {
         tiles_say_what_pairs_say::<f32>(4.0 * f64::from(f32::EPSILON));
         tiles_say_what_pairs_say::<f64>(4.0 * f64::EPSILON);
-    }
-
-    #[test]
-    fn any_part_of_the_pairs_is_drawn_alone() {
-        let dropout = Dropout { p: 0.5, seed: 9 };
-        let mut whole = vec![false; 30 * 40];
-        dropout.keep(1, 2, 0..30, 0..40, &mut whole);
-        for (queries, keys) in [(0..30, 39..40), (7..9, 3..29), (5..5, 0..40)] {
-            let mut part = vec![false; queries.len() * keys.len()];
-            dropout.keep(1, 2, queries.clone(), keys.clone(), &mut part);
-            let want: Vec<bool> = queries
-                .flat_map(|i| keys.clone().map(move |j| (i * 40 + j) as usize))
-                .map(|at| whole[at])
-                .collect();
-            assert_eq!(part, want);
-        }
-        for (batch, head, seed) in [(0, 2, 9), (1, 1, 9), (1, 2, 8)] {
-            let mut other = vec![false; whole.len()];
-            Dropout { seed, ..dropout }.keep(batch, head, 0..30, 0..40, &mut other);
-            let same = whole.iter().zip(&other).filter(|(a, b)| a == b).count();
-            // Half of them, within five deviations.
-            assert!((same as f64 - 600.0).abs() < 5.0 * 300_f64.sqrt(), "{same}");
-        }
-    }
-
-    #[test]
-    fn probabilities_have_sixteen_bits() {
-        for (p, threshold) in
-            [(0.0, 0), (1e-9, 1), (0.1, 6554), (0.5, 32768), (0.999_999_9, 65535), (1.0 / 65536.0, 1)]
-        {
-            assert_eq!(Dropout { p, seed: 0 }.threshold(), threshold);
-        }
     }
 
     #[test]
