@@ -177,7 +177,8 @@ def plot_speed(kept: dict[str, Any]) -> None:
             sgemm = [(c["tokens"], c["rows"]["sgemm"]["gflops"]["median"]) for c in chosen]
             axis.plot(*zip(*sgemm, strict=True), color="grey", linestyle=":", label="SGEMM")
             axis.set_xscale("log", base=2)
-            axis.set_xticks([c["tokens"] for c in chosen], [f"{c['tokens']:,}" for c in chosen])
+            sizes = sorted({c["tokens"] for c in cases})
+            axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
             axis.minorticks_off()
             axis.set_ylim(0)
             axis.set_title(f"{layout}, {PASSES[name]}", fontsize=9)

@@ -378,7 +378,7 @@ impl<T: Float> Task<'_, T> {
             std::slice::from_raw_parts_mut(buffers.dqt, self.width * width).fill(T::ZERO);
             self.start(s, buffers, query, lanes, depth)
         };
-        let mut chunk = Chunk::new();
+        let mut chunk = Chunk::new(width);
         for visit in self.plan.visits(block) {
             let mut chunks = Chunks::new(visit, self.plan.mask(visit), lanes);
             while chunks.next(&mut chunk) {
@@ -463,20 +463,22 @@ impl<T: Float> Task<'_, T> {
     unsafe fn scores(&self, rows: Rows<T>, chunk: &Chunk<T>, columns: *const T, to: *mut T, width: usize) {
         // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
         unsafe {
-            Product {
-                a: rows.row(chunk.start),
-                row: rows.stride,
-                col: 1,
-                b: columns,
-                ldb: width,
-                n: self.width,
-                c: to,
-                ldc: width,
-                rows: chunk.keys,
-                columns: width,
-                start: Start::Zero,
+            for band in chunk.bands() {
+                Product {
+                    a: rows.row(chunk.start + band.key),
+                    row: rows.stride,
+                    col: 1,
+                    b: columns.add(band.lane),
+                    ldb: width,
+                    n: self.width,
+                    c: to.add(band.key * width + band.lane),
+                    ldc: width,
+                    rows: band.keys,
+                    columns: band.lanes,
+                    start: Start::Zero,
+                }
+                .run_in_halves();
             }
-            .run_in_halves();
         }
     }
 
@@ -495,7 +497,8 @@ impl<T: Float> Task<'_, T> {
             let (shift, delta) = (s.load(&group.shift[j..]), s.load(&group.delta[j..]));
             // SAFETY: the buffers hold `CHUNK` rows of `width` lanes.
             unsafe {
-                for key in 0..chunk.keys {
+                let [first, last] = chunk.seen(j);
+                for key in first..last {
                     let at = key * width + j;
                     let score = s.load_ptr(buffers.p.add(at));
                     // A probability is at most 1, whatever the rounding of a large `lse`.
@@ -513,20 +516,22 @@ impl<T: Float> Task<'_, T> {
     unsafe fn queries(&self, buffers: &Buffers<T>, chunk: &Chunk<T>, width: usize) {
         // SAFETY: the chunk's keys exist, and the buffers hold `width` lanes.
         unsafe {
-            Product {
-                a: self.k.row(chunk.start),
-                row: 1,
-                col: self.k.stride,
-                b: buffers.ds,
-                ldb: width,
-                n: chunk.keys,
-                c: buffers.dqt,
-                ldc: width,
-                rows: self.width,
-                columns: width,
-                start: Start::Add,
+            for band in chunk.bands() {
+                Product {
+                    a: self.k.row(chunk.start + band.key),
+                    row: 1,
+                    col: self.k.stride,
+                    b: buffers.ds.add(band.key * width + band.lane),
+                    ldb: width,
+                    n: band.keys,
+                    c: buffers.dqt.add(band.lane),
+                    ldc: width,
+                    rows: self.width,
+                    columns: band.lanes,
+                    start: Start::Add,
+                }
+                .run();
             }
-            .run();
         }
     }
 
@@ -544,20 +549,22 @@ impl<T: Float> Task<'_, T> {
     ) {
         // SAFETY: the keys exist, the buffers hold `width` lanes and `depth` columns.
         unsafe {
-            Product {
-                a: weights,
-                row: width,
-                col: 1,
-                b: rows,
-                ldb: depth,
-                n: lanes,
-                c: to.row(chunk.start - self.first_key),
-                ldc: to.stride,
-                rows: chunk.keys,
-                columns: self.width,
-                start: Start::Add,
+            for band in chunk.bands() {
+                Product {
+                    a: weights.add(band.key * width + band.lane),
+                    row: width,
+                    col: 1,
+                    b: rows.add(band.lane * depth),
+                    ldb: depth,
+                    n: band.lanes.min(lanes - band.lane),
+                    c: to.row(chunk.start + band.key - self.first_key),
+                    ldc: to.stride,
+                    rows: band.keys,
+                    columns: self.width,
+                    start: Start::Add,
+                }
+                .run();
             }
-            .run();
         }
     }
 

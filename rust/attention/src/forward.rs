@@ -195,26 +195,28 @@ impl<T: Float> Task<'_, T> {
             transpose_in(q.data, q.stride, lanes, self.width, self.score.sign, buffers.qt, width);
             std::slice::from_raw_parts_mut(buffers.ot, self.width * width).fill(T::ZERO);
         }
-        let mut chunk = Chunk::new();
+        let mut chunk = Chunk::new(width);
         for visit in self.plan.visits(block) {
             let mut chunks = Chunks::new(visit, self.plan.mask(visit), lanes);
             while chunks.next(&mut chunk) {
                 // SAFETY: as this function's; the keys of a visit exist.
                 unsafe {
-                    Product {
-                        a: self.k.row(chunk.start),
-                        row: self.k.stride,
-                        col: 1,
-                        b: buffers.qt,
-                        ldb: width,
-                        n: self.width,
-                        c: buffers.p,
-                        ldc: width,
-                        rows: chunk.keys,
-                        columns: width,
-                        start: Start::Zero,
+                    for band in chunk.bands() {
+                        Product {
+                            a: self.k.row(chunk.start + band.key),
+                            row: self.k.stride,
+                            col: 1,
+                            b: buffers.qt.add(band.lane),
+                            ldb: width,
+                            n: self.width,
+                            c: buffers.p.add(band.key * width + band.lane),
+                            ldc: width,
+                            rows: band.keys,
+                            columns: band.lanes,
+                            start: Start::Zero,
+                        }
+                        .run_in_halves();
                     }
-                    .run_in_halves();
                     let tile = Tile::new(self.plan, query, &chunk, buffers.p, width);
                     if self.score.shapes() {
                         Shape { score: &self.score, tile }.run();
@@ -264,9 +266,10 @@ impl<T: Float> Task<'_, T> {
                 // SAFETY: as above.
                 unsafe { hide(s, p, width, chunk, j, T::NEG_INFINITY) };
             }
+            let [first, last] = chunk.seen(j);
             let before = s.load(&running.max[j..]);
             let mut max = before;
-            for key in 0..chunk.keys {
+            for key in first..last {
                 // A NaN score leaves the maximum alone and shows in the sum.
                 // SAFETY: as above.
                 max = s.max(unsafe { s.load_ptr(p.add(key * width)) }, max);
@@ -282,7 +285,7 @@ impl<T: Float> Task<'_, T> {
                 // The rounding of the shift, which sums and `lse` share, could leave the range of the exponential:
                 // such lanes subtract the maximum first.
                 let far = s.lt(s.splat(limit), s.abs(used));
-                for key in 0..chunk.keys {
+                for key in first..last {
                     // SAFETY: as above.
                     unsafe {
                         let at = p.add(key * width);
@@ -297,8 +300,8 @@ impl<T: Float> Task<'_, T> {
             s.store(&mut running.shift[j..], s.select(some, shift, lowest));
             // Four sums a chunk, then the chunks: a long sum, one term after another, would cost the most digits.
             let mut sums = [zero; 4];
-            let mut key = 0;
-            while key + 4 <= chunk.keys {
+            let mut key = first;
+            while key + 4 <= last {
                 for part in 0..4 {
                     // SAFETY: as above.
                     unsafe {
@@ -310,7 +313,7 @@ impl<T: Float> Task<'_, T> {
                 }
                 key += 4;
             }
-            while key < chunk.keys {
+            while key < last {
                 // SAFETY: as above.
                 unsafe {
                     let at = p.add(key * width);
@@ -340,33 +343,61 @@ impl<T: Float> Task<'_, T> {
         // SAFETY: the chunk's values exist, and the buffers hold `width` lanes.
         unsafe {
             if chunk.masked && !finite(s, v, self.v.stride, chunk.keys, self.width) {
-                for d in 0..self.width {
-                    for i in 0..width {
-                        *buffers.ot.add(d * width + i) *= running.alpha[i];
-                    }
-                }
+                scale_lanes(s, buffers.ot, &running.alpha, width, self.width);
                 add_visible(chunk, v, self.v.stride, buffers.p, buffers.ot, width, self.width);
                 return;
             }
-            Product {
-                a: v,
-                row: 1,
-                col: self.v.stride,
-                b: buffers.p,
-                ldb: width,
-                n: chunk.keys,
-                c: buffers.ot,
-                ldc: width,
-                rows: self.width,
-                columns: width,
-                start: Start::Scaled(running.alpha.as_ptr()),
+            let mut start = Start::Scaled(running.alpha.as_ptr());
+            if chunk.bands().first().is_none_or(|band| band.lanes < width) {
+                scale_lanes(s, buffers.ot, &running.alpha, width, self.width);
+                start = Start::Add;
             }
-            .run();
+            for band in chunk.bands() {
+                Product {
+                    a: v.add(band.key * self.v.stride),
+                    row: 1,
+                    col: self.v.stride,
+                    b: buffers.p.add(band.key * width + band.lane),
+                    ldb: width,
+                    n: band.keys,
+                    c: buffers.ot.add(band.lane),
+                    ldc: width,
+                    rows: self.width,
+                    columns: band.lanes,
+                    start,
+                }
+                .run();
+                start = Start::Add;
+            }
         }
     }
 }
 
-/// Sets those of lanes `j..j + LANES` that do not see a key of the chunk to `to`, in rows `width` apart.
+/// `out[d, i] *= factors[i]`.
+///
+/// # Safety
+/// `out` has `depth` rows of `width` lanes.
+#[inline(always)]
+unsafe fn scale_lanes<T: Float, S: Simd<T>>(
+    s: S,
+    out: *mut T,
+    factors: &[T; BLOCK],
+    width: usize,
+    depth: usize,
+) {
+    for j in (0..width).step_by(S::LANES) {
+        let factor = s.load(&factors[j..]);
+        for d in 0..depth {
+            // SAFETY: as the caller vouches.
+            unsafe {
+                let at = out.add(d * width + j);
+                s.store_ptr(at, s.mul(factor, s.load_ptr(at)));
+            }
+        }
+    }
+}
+
+/// Sets those of lanes `j..j + LANES` that do not see a key of the chunk's bands to `to`, in rows `width` apart.
 ///
 /// # Safety
 /// `p` has the chunk's rows.
@@ -380,8 +411,9 @@ pub(crate) unsafe fn hide<T: Float, S: Simd<T>>(
     to: T,
 ) {
     let (lo, hi, to) = (s.load(&chunk.lo[j..]), s.load(&chunk.hi[j..]), s.splat(to));
-    let (mut key, one) = (s.splat(T::ZERO), s.splat(T::ONE));
-    for i in 0..chunk.keys {
+    let [first, last] = chunk.seen(j);
+    let (mut key, one) = (s.splat(T::from_usize(first)), s.splat(T::ONE));
+    for i in first..last {
         // SAFETY: as the caller vouches.
         unsafe {
             let at = p.add(i * width);

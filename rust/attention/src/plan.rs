@@ -13,7 +13,7 @@ use std::ops::Range;
 /// Most queries in a block: three vectors of 16 `f32`, and a multiple of three vectors at every narrower width.
 pub(crate) const BLOCK: usize = 48;
 /// Cuts within a long segment fall on multiples of this: a vector of `f32` at AVX-512.
-const QUANTUM: usize = 16;
+pub(crate) const QUANTUM: usize = 16;
 /// Candidates for a cut are at least this far apart, or `QUANTUM` in rows longer than `LONG`.
 const NEAREST: usize = 4;
 /// Above this the search for cuts looks at fewer candidates.
