@@ -53,6 +53,17 @@ def attention_backward(
     turn: tuple[_Array, bool] | None = None,
     half: str | None = None,
 ) -> None: ...
+def attention_decode(
+    layouts: Sequence[AttentionLayout],
+    rows: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    scoring: _Scoring,
+    out: _Array,
+    lse: _Array,
+    half: str | None,
+) -> None: ...
 def attention_dropout_mask(
     dropout: tuple[float, int], shape: Sequence[int], offsets: tuple[int, int], kept: _Array
 ) -> None: ...

@@ -4,6 +4,8 @@ from .attention import attention as attention
 from .attention import attention_backward as attention_backward
 from .attention import self_attention as self_attention
 from .attention import self_attention_backward as self_attention_backward
+from .decode import KVCache as KVCache
+from .decode import attention_decode as attention_decode
 from .layout import Layout as Layout
 from .layout import Segment as Segment
 from .linalg import matmul as matmul

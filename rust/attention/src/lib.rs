@@ -15,6 +15,7 @@
 mod backward;
 mod batch;
 mod carry;
+mod decode;
 mod dropout;
 mod forward;
 mod layout;
@@ -29,6 +30,7 @@ mod view;
 mod visit;
 
 pub use backward::backward;
+pub use decode::{Tokens, decode};
 pub use dropout::Dropout;
 pub use forward::forward;
 pub use layout::{Inner, Layout, Sample, Segment};

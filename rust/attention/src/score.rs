@@ -81,16 +81,16 @@ pub(crate) struct Score<T> {
     /// The scale itself: of the gradient by a product.
     pub(crate) scale: T,
     /// Scale over cap, without its sign.
-    cap: Option<T>,
-    bias: Option<Bias<T>>,
+    pub(crate) cap: Option<T>,
+    pub(crate) bias: Option<Bias<T>>,
     pub(crate) dropout: Option<Draw<T>>,
 }
 
 /// `x` becomes `factor x - slope |i - j|`, an exponent of two.
 #[derive(Debug, Clone, Copy)]
-struct Bias<T> {
-    factor: T,
-    slope: T,
+pub(crate) struct Bias<T> {
+    pub(crate) factor: T,
+    pub(crate) slope: T,
 }
 
 impl<T: Float> Score<T> {

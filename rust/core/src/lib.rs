@@ -15,4 +15,4 @@ pub mod threads;
 pub use error::{Error, Result};
 pub use float::Float;
 pub use half::{Bf16, F16, Storage};
-pub use isa::{Kernel, Level, Simd};
+pub use isa::{Kernel, Level, MAX_LANES, Simd};

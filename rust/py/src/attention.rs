@@ -21,7 +21,7 @@ type SampleRow = (Vec<SegmentRow>, Option<usize>, Option<Vec<bool>>);
 type RangesRow = (u8, u32, u32, Vec<(u32, u32)>);
 
 /// Scale, cap, slopes, and probability and seed of dropout.
-type ScoringRow = (f64, Option<f64>, Option<Vec<f64>>, Option<(f64, u64)>);
+pub(crate) type ScoringRow = (f64, Option<f64>, Option<Vec<f64>>, Option<(f64, u64)>);
 
 /// Plans of windows that a layout keeps, the last used first.
 const KEPT: usize = 8;
@@ -109,6 +109,11 @@ impl AttentionLayout {
 }
 
 impl AttentionLayout {
+    /// The canonical form.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     fn whole(&self) -> &Arc<Plan> {
         self.plan.get_or_init(|| Arc::new(Plan::new(&self.layout)))
     }
@@ -155,11 +160,11 @@ fn plans(
     Ok(layouts.iter().map(|layout| layout.plan(&window)).collect())
 }
 
-fn dims(q: [usize; 4], k: [usize; 4]) -> Dims {
+pub(crate) fn dims(q: [usize; 4], k: [usize; 4]) -> Dims {
     Dims { batch: q[0], heads: q[1], kv_heads: k[1], queries: q[2], keys: k[2], width: q[3] }
 }
 
-fn scoring_of((scale, softcap, slopes, dropout): &ScoringRow) -> Scoring<'_> {
+pub(crate) fn scoring_of((scale, softcap, slopes, dropout): &ScoringRow) -> Scoring<'_> {
     let dropout = dropout.map(|(p, seed)| Dropout { p, seed });
     Scoring { scale: *scale, softcap: *softcap, slopes: slopes.as_deref(), dropout }
 }

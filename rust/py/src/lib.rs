@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 mod array;
 mod attention;
 mod core;
+mod decode;
 mod door;
 mod nn;
 mod rotary;
@@ -18,6 +19,8 @@ mod _core {
     use super::attention::{AttentionLayout, attention_backward, attention_dropout_mask, attention_forward};
     #[pymodule_export]
     use super::core::{elementary, matmul};
+    #[pymodule_export]
+    use super::decode::attention_decode;
     use super::door;
     #[pymodule_export]
     use super::nn::{

@@ -174,7 +174,35 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
     fn reduce_sum(self, a: Self::V) -> T;
     /// Largest lane.
     fn reduce_max(self, a: Self::V) -> T;
+    /// Half-way sums of two vectors in one: lane `l` is `a[l] + a[l ^ H]` where bit `H` of `l` is clear, and
+    /// `b[l ^ H] + b[l]` where it is set; `H` is a power of two below `LANES`.
+    fn fold<const H: usize>(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Sums of the lanes of the first `LANES` vectors, in the lane of each; the order is fixed for a level.
+    ///
+    /// Three instructions a sum, where [`Simd::reduce_sum`] takes `3 log2(LANES)`.
+    #[inline(always)]
+    fn reduce_sums(self, mut a: [Self::V; MAX_LANES]) -> Self::V {
+        if const { Self::LANES > 8 } {
+            for i in 0..8 {
+                a[i] = self.fold::<8>(a[i], a[i + 8]);
+            }
+        }
+        if const { Self::LANES > 4 } {
+            for i in 0..4 {
+                a[i] = self.fold::<4>(a[i], a[i + 4]);
+            }
+        }
+        if const { Self::LANES > 2 } {
+            for i in 0..2 {
+                a[i] = self.fold::<2>(a[i], a[i + 2]);
+            }
+        }
+        self.fold::<1>(a[0], a[1])
+    }
 }
+
+/// Most lanes of any vector.
+pub const MAX_LANES: usize = 16;
 
 /// An instruction-set level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -402,6 +430,13 @@ mod tests {
             check("select", s.select(s.lt(va, vb), va, vb), &f64::min);
             assert_eq!(s.reduce_sum(va), a.iter().copied().sum());
             assert_eq!(s.reduce_max(vb), of(3.0));
+            // Row `i` counts from `100 i`: small integers, whose sums are exact in any order.
+            let rows: Vec<T> = (0..MAX_LANES * n).map(|i| of((i / n * 100 + i % n) as f64)).collect();
+            let sums = s.reduce_sums(std::array::from_fn(|i| s.load(&rows[i * n..])));
+            check("reduce_sums", sums, &|a, _| {
+                // Lane `i` holds `a = i - 2.5`.
+                (a + 2.5) * 100.0 * n as f64 + (n * (n - 1) / 2) as f64
+            });
             for m in 0..=n {
                 let v = s.load_head(&a[..m], of(7.0));
                 let mut whole = vec![T::ZERO; n];

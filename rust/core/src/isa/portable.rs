@@ -154,6 +154,10 @@ macro_rules! portable {
                 a.into_iter().fold($t::NEG_INFINITY, $t::max)
             }
             $($half)*
+            #[inline(always)]
+            fn fold<const H: usize>(self, a: Self::V, b: Self::V) -> Self::V {
+                std::array::from_fn(|i| if i & H == 0 { a[i] + a[i ^ H] } else { b[i ^ H] + b[i] })
+            }
         }
     };
 }

@@ -227,6 +227,20 @@ impl Simd<f32> for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(h, _mm_shuffle_ps::<1>(h, h)))
         }
     }
+    #[inline(always)]
+    fn fold<const H: usize>(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            match H {
+                4 => _mm256_add_ps(_mm256_blend_ps::<0xF0>(a, b), _mm256_permute2f128_ps::<0x21>(a, b)),
+                2 => _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b)),
+                _ => _mm256_add_ps(
+                    _mm256_blend_ps::<0xAA>(a, _mm256_moveldup_ps(b)),
+                    _mm256_blend_ps::<0xAA>(_mm256_movehdup_ps(a), b),
+                ),
+            }
+        }
+    }
 }
 
 impl Simd<f64> for Avx2 {
@@ -315,6 +329,16 @@ impl Simd<f64> for Avx2 {
         unsafe {
             let h = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd::<1>(a));
             _mm_cvtsd_f64(_mm_max_sd(h, _mm_unpackhi_pd(h, h)))
+        }
+    }
+    #[inline(always)]
+    fn fold<const H: usize>(self, a: __m256d, b: __m256d) -> __m256d {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            match H {
+                2 => _mm256_add_pd(_mm256_blend_pd::<0xC>(a, b), _mm256_permute2f128_pd::<0x21>(a, b)),
+                _ => _mm256_hadd_pd(a, b),
+            }
         }
     }
 }
@@ -432,6 +456,27 @@ impl Simd<f32> for Avx512 {
         // SAFETY: the token proves that the processor has the instructions.
         unsafe { _mm512_reduce_max_ps(a) }
     }
+    #[inline(always)]
+    fn fold<const H: usize>(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            match H {
+                8 => _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b)),
+                4 => {
+                    let other = _mm512_mask_blend_ps(0xF0F0, b, a);
+                    _mm512_add_ps(
+                        _mm512_mask_blend_ps(0xF0F0, a, b),
+                        _mm512_shuffle_f32x4::<0xB1>(other, other),
+                    )
+                }
+                2 => _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b)),
+                _ => _mm512_add_ps(
+                    _mm512_mask_moveldup_ps(a, 0xAAAA, b),
+                    _mm512_mask_movehdup_ps(b, 0x5555, a),
+                ),
+            }
+        }
+    }
 }
 
 impl Simd<f64> for Avx512 {
@@ -516,5 +561,22 @@ impl Simd<f64> for Avx512 {
     fn reduce_max(self, a: __m512d) -> f64 {
         // SAFETY: the token proves that the processor has the instructions.
         unsafe { _mm512_reduce_max_pd(a) }
+    }
+    #[inline(always)]
+    fn fold<const H: usize>(self, a: __m512d, b: __m512d) -> __m512d {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            match H {
+                4 => _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xEE>(a, b)),
+                2 => {
+                    let other = _mm512_mask_blend_pd(0xCC, b, a);
+                    _mm512_add_pd(
+                        _mm512_mask_blend_pd(0xCC, a, b),
+                        _mm512_shuffle_f64x2::<0xB1>(other, other),
+                    )
+                }
+                _ => _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b)),
+            }
+        }
     }
 }
