@@ -276,12 +276,14 @@ impl<T: Float> Task<'_, T> {
             }
             s.store(&mut running.max[j..], max);
             let some = s.lt(lowest, max);
-            let shift = s.mul(max, factor);
+            let (shift, top) = (s.mul(max, factor), s.select(some, max, zero));
             let used = s.select(some, shift, zero);
-            let mut alpha = exp2_nonpositive(s, s.sub(s.load(&running.shift[j..]), used));
             let mut minus = s.sub(zero, used);
             let limit = T::from_f64(EXACT / T::EPSILON.to_f64());
-            if s.reduce_max(s.abs(used)) > limit {
+            let mut alpha = s.sub(s.load(&running.shift[j..]), used);
+            if const { !S::FUSED } {
+                alpha = s.mul(s.sub(before, top), factor);
+            } else if s.reduce_max(s.abs(used)) > limit {
                 // The rounding of the shift, which sums and `lse` share, could leave the range of the exponential:
                 // such lanes subtract the maximum first.
                 let far = s.lt(s.splat(limit), s.abs(used));
@@ -293,9 +295,10 @@ impl<T: Float> Task<'_, T> {
                         s.store_ptr(at, s.select(far, s.sub(score, max), score));
                     }
                 }
-                alpha = s.select(far, exp2_nonpositive(s, s.mul(s.sub(before, max), factor)), alpha);
+                alpha = s.select(far, s.mul(s.sub(before, max), factor), alpha);
                 minus = s.select(far, zero, minus);
             }
+            let alpha = exp2_nonpositive(s, alpha);
             s.store(&mut running.alpha[j..], alpha);
             s.store(&mut running.shift[j..], s.select(some, shift, lowest));
             // Four sums a chunk, then the chunks: a long sum, one term after another, would cost the most digits.
@@ -306,7 +309,7 @@ impl<T: Float> Task<'_, T> {
                     // SAFETY: as above.
                     unsafe {
                         let at = p.add((key + part) * width);
-                        let value = exp2_nonpositive(s, s.mul_add(s.load_ptr(at), factor, minus));
+                        let value = exp2_nonpositive(s, exponent(s, s.load_ptr(at), factor, minus, top));
                         sums[part] = s.add(sums[part], value);
                         s.store_ptr(at, value);
                     }
@@ -317,7 +320,7 @@ impl<T: Float> Task<'_, T> {
                 // SAFETY: as above.
                 unsafe {
                     let at = p.add(key * width);
-                    let value = exp2_nonpositive(s, s.mul_add(s.load_ptr(at), factor, minus));
+                    let value = exp2_nonpositive(s, exponent(s, s.load_ptr(at), factor, minus, top));
                     sums[0] = s.add(sums[0], value);
                     s.store_ptr(at, value);
                 }
@@ -395,6 +398,13 @@ unsafe fn scale_lanes<T: Float, S: Simd<T>>(
             }
         }
     }
+}
+
+/// `factor (score - top)`, with `minus` the rounded `-factor top`: in one rounding where there is a fused instruction
+/// for it, and the rounding of `minus` is then that of sums and `lse` too.
+#[inline(always)]
+fn exponent<T: Float, S: Simd<T>>(s: S, score: S::V, factor: S::V, minus: S::V, top: S::V) -> S::V {
+    if const { S::FUSED } { s.mul_add(score, factor, minus) } else { s.mul(s.sub(score, top), factor) }
 }
 
 /// Sets those of lanes `j..j + LANES` that do not see a key of the chunk's bands to `to`, in rows `width` apart.

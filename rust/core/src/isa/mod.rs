@@ -44,6 +44,8 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Vector registers of the instruction set: what bounds a register tile.
     const REGISTERS: usize;
+    /// Whether [`mul_add`](Self::mul_add) rounds once.
+    const FUSED: bool;
     /// A vector.
     type V: Copy;
     /// One truth value a lane.

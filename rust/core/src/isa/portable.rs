@@ -12,6 +12,7 @@ macro_rules! portable {
         impl Simd<$t> for Portable {
             const LANES: usize = $lanes;
             const REGISTERS: usize = if cfg!(target_arch = "aarch64") { 32 } else { 16 };
+            const FUSED: bool = cfg!(target_arch = "aarch64");
             type V = [$t; $lanes];
             type M = [bool; $lanes];
 

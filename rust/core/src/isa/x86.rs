@@ -107,6 +107,7 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 impl Simd<f32> for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+    const FUSED: bool = true;
     type V = __m256;
     type M = __m256;
 
@@ -246,6 +247,7 @@ impl Simd<f32> for Avx2 {
 impl Simd<f64> for Avx2 {
     const LANES: usize = 4;
     const REGISTERS: usize = 16;
+    const FUSED: bool = true;
     type V = __m256d;
     type M = __m256d;
 
@@ -346,6 +348,7 @@ impl Simd<f64> for Avx2 {
 impl Simd<f32> for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+    const FUSED: bool = true;
     type V = __m512;
     type M = __mmask16;
 
@@ -482,6 +485,7 @@ impl Simd<f32> for Avx512 {
 impl Simd<f64> for Avx512 {
     const LANES: usize = 8;
     const REGISTERS: usize = 32;
+    const FUSED: bool = true;
     type V = __m512d;
     type M = __mmask8;
 
