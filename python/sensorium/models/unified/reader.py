@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import nn
-from ...ops import attention
+from ...ops import KVCache, attention_decode
 from .network import Config, embed
 from .sequence import Ints, Row
 
@@ -38,8 +38,11 @@ class Reader:
 
     def __init__(self, params: Params, config: Config, row: Row, tokens: Ints) -> None:
         self.params, self.config, self.row, self.tokens = params, config, row, tokens
-        shape = (2, len(tokens), row.length, config.heads, config.width // config.heads)
-        self.cache = [np.empty(shape, params["token"].dtype) for _ in range(config.depth)]
+        rows, width = len(tokens), config.width // config.heads
+        self.caches = [
+            KVCache(rows, config.heads, width, capacity=row.length, dtype=params["token"].dtype)
+            for _ in range(config.depth)
+        ]
         self.known = 0
 
     def forget(self, start: int) -> None:
@@ -52,10 +55,10 @@ class Reader:
 
         def attend(i: int, qkv: Any) -> Any:
             B, n, _, heads, width = qkv.shape
-            self.cache[i][:, :, begin:stop] = qkv[:, :, 1:].transpose(2, 0, 1, 3, 4)
-            k, v = self.cache[i][:, :, :stop].transpose(0, 1, 3, 2, 4)
-            q = qkv[:, :, 0].transpose(0, 2, 1, 3)
-            out = attention(q, k, v, self.row.layout, query_offset=begin, return_lse=False)
+            q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+            self.caches[i].truncate(begin)
+            self.caches[i].append(k, v)
+            out = attention_decode(q, self.caches[i], self.row.layout)
             return out.transpose(0, 2, 1, 3).reshape(B, n, heads * width)
 
         x = embed(self.params, self.row, self.tokens[:, begin:stop], slice(begin, stop))
