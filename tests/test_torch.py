@@ -16,7 +16,6 @@ from strategies import attentions, in_form
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'sensorium[torch]'")
 import sensorium.torch as st  # noqa: E402 - needs torch
-from sensorium.torch._rotary import rotary_arguments  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     # opcheck itself reads .grad of tensors that are not leaves.
@@ -69,11 +68,12 @@ def how(
     seed=None,
     positions=None,
     rotary=None,
-    offsets=(None, 0),
+    offsets=(),
 ):
-    """What the operators of attention have after their tensors; no offsets for packed ones."""
-    given = (layout, "") if isinstance(layout, torch.Tensor) else (None, st._layouts._text(layout))
-    return (*given, scale, softcap, alibi, dropout, seed, positions, *rotary_arguments(rotary), *offsets)
+    """What the operators of attention have after their tensors; packed ones have no offsets."""
+    table, text = st._layouts.layout_arguments(layout)
+    options = st._attention._how(text, scale, softcap, dropout, rotary)
+    return (table, alibi, seed, positions, *options, *([] if offsets is None else [list(offsets)]))
 
 
 def with_lse(q, k, v, *how):
@@ -98,7 +98,7 @@ def samples():
         ("a layout a sample", (q, k, v), how(LISTED)),
         ("layouts as a tensor", (q, k, v), how(st.layout_tensor(LISTED), -0.2)),
         ("the last queries", (few, k, v), how(MIXED)),
-        ("queries at an offset", (few, k, v), how(MIXED, offsets=(5, 0))),
+        ("queries at an offset", (few, k, v), how(MIXED, offsets=(0, 5))),
         ("one head", triple(1, 1), how(MIXED)),
         ("no sample", [t[:0].detach().requires_grad_() for t in (q, k, v)], how(MIXED)),
         ("without a gradient", triple(grad=False), how(MIXED)),
@@ -119,9 +119,9 @@ def samples():
         )
     qkv = draw(2, 17, 3, 4, 8)
     for name, options in [
-        ("a text", how(MIXED, offsets=())),
-        ("a tensor", how(st.layout_tensor(LISTED), 0.3, offsets=())),
-        ("all options", how(MIXED, 0.4, 2.0, slopes, 0.3, seed, POSITIONS, TURN, offsets=())),
+        ("a text", how(MIXED, offsets=None)),
+        ("a tensor", how(st.layout_tensor(LISTED), 0.3, offsets=None)),
+        ("all options", how(MIXED, 0.4, 2.0, slopes, 0.3, seed, POSITIONS, TURN, offsets=None)),
     ]:
         yield f"self_attention: {name}", CALLS.self_attention, (qkv, *options)
         out, lse = (t.detach() for t in CALLS.self_attention(qkv, *options))
@@ -554,6 +554,35 @@ def test_a_compiled_module_draws_another_dropout_in_every_call(backend):
     assert len({compiled(q).numpy().tobytes() for _ in range(5)}) == 5
 
 
+def test_a_scale_that_changes_is_the_one_that_counts():
+    q, k, v = triple(grad=False)
+
+    def attend(scale, softcap):
+        return st.attention(q, k, v, MIXED, scale=scale, softcap=softcap)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for scale, cap in [(0.5, None), (0.25, None), (0.1, 3.0), (1 / 3, 5.0), (-1, 5.0), (0.25, None)]:
+        np.testing.assert_array_equal(compiled(scale, cap).numpy(), attend(scale, cap).numpy())
+
+
+def test_a_rotary_that_changes_is_the_one_that_counts():
+    q, k, v = triple(grad=False)
+
+    def attend(rotary):
+        return st.attention(q, k, v, MIXED, rotary=rotary)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for rotary in (
+        ops.Rotary(),
+        ops.Rotary(50.0),
+        ops.Rotary(7.0),
+        ops.Rotary(7.0, 4),
+        ops.Rotary(7.0, 6),
+        TURN,
+    ):
+        np.testing.assert_array_equal(compiled(rotary).numpy(), attend(rotary).numpy())
+
+
 def test_seeds_share_a_graph():
     graphs, backend = counted()
     q, k, v = triple(grad=False)
@@ -860,6 +889,7 @@ def test_wrong_tensors_are_found_while_tracing(name):
         ({"dropout": 1.5}, sensorium.ArgumentError, "dropout must be in"),
         ({"softcap": 0.0}, sensorium.ArgumentError, "softcap must be above 0"),
         ({"alibi": torch.ones(3)}, sensorium.ShapeError, "alibi has H=3 but q has H=4"),
+        ({"scale": "big"}, sensorium.DTypeError, "scale must be a number, not str"),
         ({"scale": float("nan")}, sensorium.ArgumentError, "scale must be finite"),
         ({"dropout": 0.1, "seed": torch.zeros(2)}, sensorium.DTypeError, "seed has dtype float32 and shape"),
     ],

@@ -13,42 +13,67 @@ from .._validate import check_dims
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._layouts import layout_arguments, read_layouts
 from ._register import Tensor, check_float, define, differentiable, like
-from ._rotary import ROTARY, read_rotary, rotary_arguments
+from ._rotary import check_rotary
 
 __all__ = ["attention", "self_attention"]
 
 Array = np.ndarray[Any, Any]
 Layouts = ops.Layout | Sequence[ops.Layout] | Tensor
 
-# What the operators here have after their tensors: the layouts, as a tensor or as a text, and the options.
-_PACKED = (
-    "Tensor? layout, str layout_text, float? scale, float? softcap, Tensor? alibi, "
-    f"float dropout, Tensor? seed, Tensor? positions, {ROTARY}"
-)
-_OPTIONS = f"{_PACKED}, SymInt? query_offset, SymInt key_offset"
+# What the operators here have after their tensors. Layouts and the names of options are one text, such as
+# "(causal16 full64)|scale", and their values one list, since torch walks over all arguments several times in
+# every call. Values are no part of the text: torch cannot always trace how a number is written.
+_PACKED = "Tensor? layout, Tensor? alibi, Tensor? seed, Tensor? positions, str how, float[] values"
+_OPTIONS = f"{_PACKED}, SymInt[] offsets"
+
+
+def _how(
+    layout: str, scale: float | None, softcap: float | None, dropout: float, rotary: ops.Rotary | None
+) -> tuple[str, list[float]]:
+    """Return the text of a layout, or none where it goes as a tensor, with names of options; and values."""
+    if scale is None and softcap is None and dropout == 0 and rotary is None:
+        return layout, []
+    values = []
+    for name, value in (("scale", scale), ("softcap", softcap), ("dropout", dropout)):
+        if value is not None:
+            layout += f"|{name}"
+            values.append(_float(name, value))
+    if rotary is not None:
+        check_rotary(rotary)
+        layout += "|neighbours" if rotary.interleaved else "|halves"
+        values += [rotary.base, -1.0 if rotary.width is None else float(rotary.width), rotary.scale]
+    return layout, values
+
+
+def _float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise DTypeError(f"{name} must be a number, not {type(value).__name__}") from error
 
 
 def _packed(
     layout: Array | None,
-    text: str,
-    scale: float | None,
-    softcap: float | None,
     alibi: Array | None,
-    dropout: float,
     seed: Array | None,
     positions: Array | None,
-    *rotary: Any,
+    how: str,
+    values: Sequence[float],
 ) -> dict[str, Any]:
     """Return the options of a call over a packed projection, by name."""
+    text, *names = how.split("|")
+    options: dict[str, Any] = dict(zip(names, values, strict=False))
+    if names and names[-1] in ("halves", "neighbours"):
+        base, width, factor = values[-3:]
+        turned = None if width < 0 else int(width)
+        options["rotary"] = ops.Rotary(base, turned, names[-1] == "neighbours", factor)
+        del options[names[-1]]
     return {
         "layout": read_layouts(layout, text),
-        "scale": scale,
-        "softcap": softcap,
         "alibi": alibi,
-        "dropout": dropout,
         "seed": None if seed is None else _number(seed),
-        "rotary": read_rotary(*rotary),
         "positions": positions,
+        **options,
     }
 
 
@@ -60,8 +85,17 @@ def _number(seed: Array) -> int:
 
 def _options(*how: Any) -> dict[str, Any]:
     """Return the options of a call, by name."""
-    *packed, query_offset, key_offset = how
-    return {**_packed(*packed), "query_offset": query_offset, "key_offset": key_offset}
+    *packed, offsets = how
+    key_offset, *query_offset = offsets or (0,)
+    options = {**_packed(*packed), "key_offset": key_offset}
+    return {**options, "query_offset": query_offset[0]} if query_offset else options
+
+
+def _offsets(query_offset: int | None, key_offset: int) -> list[int]:
+    """Return the offsets of keys and queries as far as they are given."""
+    if query_offset is None:
+        return [] if key_offset == 0 else [key_offset]
+    return [key_offset, query_offset]
 
 
 def _seed(dropout: float, seed: int | Tensor | None) -> Tensor | None:
@@ -99,15 +133,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, how: tuple[Any, ...]) -> None:
     sizes = check_dims("B H N D, B H_kv N_k D, B H_kv N_k D", q=q, k=k, v=v)
     if sizes["H"] % sizes["H_kv"] if sizes["H_kv"] else sizes["H"]:
         raise ArgumentError(f"k has H_kv={sizes['H_kv']}, which does not divide H={sizes['H']} of q")
-    *_, query_offset, key_offset = how
-    if query_offset is None and key_offset == 0:
+    if not how[-1]:
         _check_length("k", sizes["N_k"], how)
 
 
 def _check_length(name: str, tokens: int, how: tuple[Any, ...]) -> None:
     """Compare a length that is known while torch is tracing; the kernels check the rest."""
     if how[0] is None:
-        layout = read_layouts(None, how[1])
+        layout = read_layouts(None, how[4].split("|")[0])
         if isinstance(layout, ops.Layout) and tokens != len(layout):
             raise ShapeError(f"{name} has N={tokens} but layout has length {len(layout)}")
 
@@ -284,9 +317,9 @@ def attention(
     >>> torch.allclose(attention(q, k, v, layout), dense, atol=1e-6)
     True
     """
-    scoring = (scale, softcap, alibi, dropout, _seed(dropout, seed))
-    how = (*layout_arguments(layout), *scoring, positions, *rotary_arguments(rotary))
-    out, lse = _attention(*_lowered([q, k, v]), *how, query_offset, key_offset)
+    table, text = layout_arguments(layout)
+    how = (*_how(text, scale, softcap, dropout, rotary), _offsets(query_offset, key_offset))
+    out, lse = _attention(*_lowered([q, k, v]), table, alibi, _seed(dropout, seed), positions, *how)
     return (out, lse) if return_lse else out
 
 
@@ -334,7 +367,7 @@ def self_attention(
     >>> self_attention(qkv, Layout([Segment("causal", 4)])).shape
     torch.Size([2, 4, 8])
     """
-    scoring = (scale, softcap, alibi, dropout, _seed(dropout, seed))
-    how = (*layout_arguments(layout), *scoring, positions, *rotary_arguments(rotary))
-    out, lse = _self_attention(*_lowered([qkv]), *how)
+    table, text = layout_arguments(layout)
+    how = _how(text, scale, softcap, dropout, rotary)
+    out, lse = _self_attention(*_lowered([qkv]), table, alibi, _seed(dropout, seed), positions, *how)
     return (out, lse) if return_lse else out

@@ -28,19 +28,23 @@ _ARGUMENT = re.compile(r"([A-Za-z]+)\??(?:\[\])? (\w+)")
 
 def _array(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return the memory of a CPU tensor as an array: nothing is copied."""
-    _check_tensor(name, tensor)
-    if tensor.is_neg() or tensor.is_conj():
-        tensor = tensor.resolve_conj().resolve_neg()
-    if tensor.dtype is torch.bfloat16:
+    if not tensor.is_cpu or tensor.layout is not torch.strided:
+        _check_tensor(name, tensor)
+    try:
+        if tensor.dtype is not torch.bfloat16:
+            array: np.ndarray[Any, Any] = tensor.numpy()
+            return array
         bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
         return bits.view(_bfloat16(name))
-    try:
-        array: np.ndarray[Any, Any] = tensor.numpy()
+    except RuntimeError:  # conjugated and negated views are marked as such, and not yet computed
+        resolved = tensor.resolve_conj().resolve_neg()
+        if resolved is tensor:
+            raise
+        return _array(name, resolved)
     except TypeError:
         raise DTypeError(
             f"{name} has dtype {tensor.dtype}, expected torch.float32 or torch.float64"
         ) from None
-    return array
 
 
 def _bfloat16(name: str) -> Any:
@@ -57,7 +61,7 @@ def _bfloat16(name: str) -> Any:
 def _tensor(result: Any) -> Tensor:
     """Return a tensor over the memory of a new array."""
     array = np.asarray(result)
-    if array.dtype.name == "bfloat16":
+    if array.dtype.itemsize == 2 and array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -191,10 +195,12 @@ def differentiable(
                     f"{names[i]} requires a gradient, which {operator._opname} does not have: "
                     f"pass {names[i]}.detach()"
                 )
-        saved = save(inputs, output)
-        ctx.plain = [None if isinstance(value, torch.Tensor) else value for value in saved]
+        saved = list(save(inputs, output))
         ctx.tensor_places = [i for i, value in enumerate(saved) if isinstance(value, torch.Tensor)]
-        ctx.save_for_backward(*(saved[i] for i in ctx.tensor_places))
+        ctx.save_for_backward(*[saved[i] for i in ctx.tensor_places])
+        for i in ctx.tensor_places:
+            saved[i] = None
+        ctx.plain = saved
         if constant_results:
             ctx.mark_non_differentiable(*(output[i] for i in constant_results))
 
@@ -220,7 +226,8 @@ def _one_by_one(operator: Any) -> Callable[..., Any]:
         results = []
         for i in range(info.batch_size):
             element = (
-                arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)
+                arg.select(dim, i) if isinstance(dim, int) else arg
+                for arg, dim in zip(args, in_dims, strict=True)
             )
             results.append(operator(*element))
         if isinstance(results[0], tuple):

@@ -10,28 +10,20 @@ from .. import ops
 from ..errors import DTypeError
 from ._register import Tensor, check_float, define, differentiable, like
 
-__all__ = ["ROTARY", "read_rotary", "rotary", "rotary_arguments"]
+__all__ = ["check_rotary", "rotary"]
 
 Array = np.ndarray[Any, Any]
-ROTARY = "float? base, int? width, bool interleaved, float rotary_scale"
+_ROTARY = "float base, int? width, bool interleaved, float scale"
 
 
-def rotary_arguments(rotary: Any) -> tuple[float | None, int | None, bool, float]:
-    """Return a ``Rotary``, or None, as the last arguments of an operator."""
-    if rotary is None:
-        return None, None, False, 1.0
+def check_rotary(rotary: Any) -> None:
+    """Raise where ``rotary`` is no ``Rotary``."""
     if not isinstance(rotary, ops.Rotary):
         raise DTypeError(f"rotary must be a Rotary, not {type(rotary).__name__}")
-    return rotary.base, rotary.width, rotary.interleaved, rotary.scale
-
-
-def read_rotary(base: float | None, *rest: Any) -> ops.Rotary | None:
-    """Return what :func:`rotary_arguments` wrote."""
-    return None if base is None else ops.Rotary(base, *rest)
 
 
 def _run(x: Array, positions: Array | None, inverse: bool, *how: Any) -> Array:
-    return ops.rotary(x, read_rotary(*how) or _DEFAULT, positions, inverse=inverse)
+    return ops.rotary(x, ops.Rotary(*how), positions, inverse=inverse)
 
 
 def _fake(x: Tensor, positions: Tensor | None, inverse: bool, *rotary: Any) -> Tensor:
@@ -42,7 +34,7 @@ def _fake(x: Tensor, positions: Tensor | None, inverse: bool, *rotary: Any) -> T
 _DEFAULT = ops.Rotary()
 _rotary = define(
     "rotary",
-    f"(Tensor x, Tensor? positions, bool inverse, {ROTARY}) -> Tensor",
+    f"(Tensor x, Tensor? positions, bool inverse, {_ROTARY}) -> Tensor",
     _run,
     _fake,
     autocast=False,
@@ -68,4 +60,6 @@ def rotary(
     >>> torch.allclose(rotary(rotary(x), inverse=True), x, atol=1e-6)
     True
     """
-    return _rotary(x, positions, inverse, *rotary_arguments(rotary))
+    check_rotary(rotary)
+    how = (rotary.base, rotary.width, rotary.interleaved, rotary.scale)
+    return _rotary(x, positions, inverse, *how)
