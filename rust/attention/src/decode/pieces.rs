@@ -1,8 +1,8 @@
 //! What a band of new queries sees of the cached keys: a few key ranges, found without looking at the rest of the
-//! layout. One query costs a search over the segments and a copy of its ranges.
+//! layout. Queries of one segment cost a search over the segments and a copy of its ranges.
 
 use super::Tokens;
-use crate::layout::Layout;
+use crate::layout::{Inner, Layout};
 use crate::plan::{BLOCK, Block, Mask, Plan, Visit};
 use sensorium_core::Float;
 use std::ops::Range;
@@ -20,57 +20,83 @@ pub(super) struct Piece {
 /// Queries of a sample in bands of at most [`BLOCK`], and the pieces that each band sees, ascending.
 pub(super) fn bands(tokens: &Tokens<'_>) -> Vec<(Range<usize>, Vec<Piece>)> {
     let &Tokens { layout, start, count, length } = tokens;
-    match layout {
-        None => {
-            let bands = count.div_ceil(BLOCK);
-            let band = |i| {
-                let queries = count * i / bands..count * (i + 1) / bands;
-                let pieces = vec![causal(start + queries.start..start + queries.end)];
-                (queries, pieces)
-            };
-            (0..bands).map(band).collect()
-        }
-        Some(layout) if count == 1 => vec![(0..1, of_one(layout, start as u32, length as u32))],
-        Some(layout) => {
-            let plan = Plan::window(layout, start as u32..(start + count) as u32, 0..length as u32);
-            let band = |block: &Block| {
-                let queries = block.queries.start as usize..block.queries.end as usize;
-                let of = |visit: &Visit| piece(visit.keys.clone(), plan.mask(visit), queries.len());
-                let pieces = plan.visits(block).iter().map(of).collect();
-                (queries, pieces)
-            };
-            plan.blocks().iter().map(band).collect()
-        }
+    let even = |of: &dyn Fn(Range<u32>) -> Vec<Piece>| {
+        let bands = count.div_ceil(BLOCK);
+        let band = |i| {
+            let queries = count * i / bands..count * (i + 1) / bands;
+            let pieces = of((start + queries.start) as u32..(start + queries.end) as u32);
+            (queries, pieces)
+        };
+        (0..bands).map(band).collect()
+    };
+    let Some(layout) = layout else { return even(&|queries| vec![causal(&queries, 0)]) };
+    if count == 0 {
+        return Vec::new();
     }
+    let s = layout.segment_of(start as u32);
+    if s == layout.segment_of((start + count - 1) as u32) {
+        return even(&|queries| of_segment(layout, s, &queries, length as u32));
+    }
+    let plan = Plan::window(layout, start as u32..(start + count) as u32, 0..length as u32);
+    let band = |block: &Block| {
+        let queries = block.queries.start as usize..block.queries.end as usize;
+        let of = |visit: &Visit| piece(visit.keys.clone(), plan.mask(visit), queries.len());
+        let pieces = plan.visits(block).iter().map(of).collect();
+        (queries, pieces)
+    };
+    plan.blocks().iter().map(band).collect()
 }
 
-/// What one query sees of the first `length` keys: no masks.
-fn of_one(layout: &Layout, query: u32, length: u32) -> Vec<Piece> {
+/// What `queries` of segment `s` see of the first `length` keys: only their own segment needs a mask.
+fn of_segment(layout: &Layout, s: usize, queries: &Range<u32>, length: u32) -> Vec<Piece> {
     let mut out: Vec<Piece> = Vec::new();
-    let s = layout.segment_of(query);
-    let (own, ranges) = (layout.own(s, query), layout.ranges(s));
-    let before = ranges.partition_point(|r| r.start < own.start);
-    for range in ranges[..before].iter().chain([&own]).chain(&ranges[before..]) {
-        let keys = range.start.min(length)..range.end.min(length);
-        match out.last_mut() {
-            _ if keys.is_empty() => {}
-            Some(last) if last.keys.end == keys.start => {
-                last.keys.end = keys.end;
-                last.whole.end = keys.end;
-            }
-            _ => out.push(piece(keys, None, 1)),
+    let zone = layout.own(s, queries.start).start..layout.own(s, queries.end - 1).end.min(length);
+    let ranges = layout.ranges(s);
+    let before = ranges.partition_point(|r| r.start < zone.start);
+    for range in &ranges[..before] {
+        push(&mut out, range.start..range.end.min(length));
+    }
+    match layout.inner(s) {
+        Inner::Causal if queries.len() > 1 => {
+            // What lies right before the segment joins it: a short piece costs as much as a chunk.
+            let joins = out.last().is_some_and(|last| last.keys.end == zone.start);
+            let start = if joins { out.pop().map_or(zone.start, |last| last.keys.start) } else { zone.start };
+            out.push(causal(queries, start));
         }
+        Inner::Diagonal if queries.len() > 1 => {
+            let mut mask = Mask { lo: [0; BLOCK], hi: [0; BLOCK] };
+            for (i, query) in queries.clone().enumerate() {
+                (mask.lo[i], mask.hi[i]) = (query, query + 1);
+            }
+            out.push(piece(zone, Some(&mask), queries.len()));
+        }
+        _ => push(&mut out, zone),
+    }
+    for range in &ranges[before..] {
+        push(&mut out, range.start..range.end.min(length));
     }
     out
 }
 
-/// What `queries` see where each sees itself and what comes before it.
-fn causal(queries: Range<usize>) -> Piece {
-    let mut mask = Mask { lo: [0; BLOCK], hi: [0; BLOCK] };
-    for (hi, query) in mask.hi.iter_mut().zip(queries.clone()) {
-        *hi = query as u32 + 1;
+/// Appends keys that every query sees.
+fn push(out: &mut Vec<Piece>, keys: Range<u32>) {
+    match out.last_mut() {
+        _ if keys.is_empty() => {}
+        Some(last) if last.mask.is_none() && last.keys.end == keys.start => {
+            last.keys.end = keys.end;
+            last.whole.end = keys.end;
+        }
+        _ => out.push(piece(keys, None, 1)),
     }
-    piece(0..queries.end as u32, (queries.len() > 1).then_some(&mask), queries.len())
+}
+
+/// What `queries` see of the keys from `start` on where each sees itself and what comes before it.
+fn causal(queries: &Range<u32>, start: u32) -> Piece {
+    let mut mask = Mask { lo: [0; BLOCK], hi: [0; BLOCK] };
+    for (i, query) in queries.clone().enumerate() {
+        (mask.lo[i], mask.hi[i]) = (start, query + 1);
+    }
+    piece(start..queries.end, (queries.len() > 1).then_some(&mask), queries.len())
 }
 
 fn piece(keys: Range<u32>, mask: Option<&Mask>, queries: usize) -> Piece {
@@ -167,4 +193,64 @@ impl<'a> Walk<'a> {
 #[inline(always)]
 fn relative<T: Float>(x: u32, at: u32, keys: usize) -> T {
     T::from_usize((x.saturating_sub(at) as usize).min(keys))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{Sample, Segment};
+
+    /// Pairs that the bands of some queries cover, `(count, length)`; each may be covered once.
+    fn seen(tokens: &Tokens<'_>) -> Vec<bool> {
+        let mut out = vec![false; tokens.count * tokens.length];
+        for (queries, pieces) in bands(tokens) {
+            assert!(pieces.windows(2).all(|p| p[0].keys.end <= p[1].keys.start));
+            for (i, query) in queries.enumerate() {
+                for Piece { keys, mask, whole } in &pieces {
+                    assert!(!keys.is_empty());
+                    let own = mask.as_ref().map_or(keys.clone(), |mask| mask.lo[i]..mask.hi[i]);
+                    assert!(whole.is_empty() || own.start <= whole.start && whole.end <= own.end);
+                    for key in own {
+                        assert!(keys.contains(&key));
+                        let at = query * tokens.length + key as usize;
+                        assert!(!out[at]);
+                        out[at] = true;
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Layouts of three segments of every kind; queries within a segment and across.
+    #[test]
+    fn bands_see_what_the_dense_mask_says() {
+        let kinds = [Inner::None, Inner::Diagonal, Inner::Causal, Inner::Full];
+        for code in 0..64 * 6 {
+            let segment = |s: usize| Segment {
+                inner: kinds[code >> (2 * s) & 3],
+                length: [7, 60, 13][(s + code / 64) % 3],
+                hidden: code / 64 == 3 && s == 1,
+                anchor: false,
+            };
+            let segments = [segment(0), segment(1), segment(2)];
+            let forward = [false, true, true, true, false, true, false, true, false];
+            let visible = (code / 64 > 3).then_some(&forward[..]);
+            let layout = Layout::new(&[Sample { segments: &segments, window: None, visible }]).unwrap();
+            let n = layout.len();
+            let mut dense = vec![false; n * n];
+            layout.dense(&mut dense).unwrap();
+            for (start, count, length) in
+                [(0, n, n), (n - 1, 1, n), (3, 4, 40), (10, 55, 66), (30, 2, n), (5, 0, 9)]
+            {
+                let tokens = Tokens { layout: Some(&layout), start, count, length };
+                let row = |i: usize| dense[(start + i) * n..][..length].to_vec();
+                let want: Vec<bool> = (0..count).flat_map(row).collect();
+                assert!(seen(&tokens) == want, "{layout:?} {start} {count} {length}");
+                let causal: Vec<bool> =
+                    (0..count).flat_map(|i| (0..length).map(move |j| j <= start + i)).collect();
+                assert!(seen(&Tokens { layout: None, ..tokens }) == causal);
+            }
+        }
+    }
 }
