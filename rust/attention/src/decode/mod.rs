@@ -2,7 +2,7 @@
 //!
 //! The rows that share a key head, `R = H / H_kv` query heads times the new queries, make one pass over its keys and
 //! values: at one query the kernel reads every cached number once and does `R / 2` operations a byte (`f32`), so the
-//! memory bounds it up to `R` of about 8 (`docs/decoding.md` has the measurement). The visible keys of a row are cut
+//! memory bounds it up to `R` of four to eight (`docs/decoding.md` has the measurement). The visible keys of a row are cut
 //! into at most [`SPLITS`] parts, by their number alone; a part gives a maximum, a sum and an unnormalised row, and
 //! the parts are merged in order. So results depend neither on the number of threads nor on what else is in the
 //! batch.
