@@ -294,6 +294,15 @@ def test_half_precision_is_that_of_ops_bit_for_bit(dtype):
     assert torch.equal(same, out)
 
 
+@pytest.mark.parametrize("layouts", [LISTED, LISTED[::-1], tuple(LISTED)], ids=["list", "turned", "tuple"])
+def test_each_sample_has_its_layout(layouts):
+    q, k, v = triple(grad=False)
+    want, _ = ops.attention(q.numpy(), k.numpy(), v.numpy(), layouts)
+    assert not np.array_equal(want, ops.attention(q.numpy(), k.numpy(), v.numpy(), layouts[::-1])[0])
+    for given_layouts in (layouts, st.layout_tensor(layouts)):
+        np.testing.assert_array_equal(st.attention(q, k, v, given_layouts).numpy(), want)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [MIXED, OTHER], ids=repr)
 def test_attention_is_torchs_with_the_dense_mask(layout, dtype):
@@ -941,6 +950,6 @@ def test_the_page_runs():
     names = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert names["module"].qkv.weight.grad.abs().sum() > 0
     assert names["out"].shape == (1, 80, 128)
