@@ -412,6 +412,23 @@ def test_options_reach_the_kernel():
         np.testing.assert_array_equal(got.numpy(), want)
 
 
+@pytest.mark.parametrize(
+    "offsets",
+    [{}, {"query_offset": 4}, {"query_offset": 2, "key_offset": 3}, {"key_offset": 8}],
+    ids=["last", "from 4", "both", "last keys"],
+)
+def test_offsets_reach_the_kernel(offsets):
+    q, k, v = triple(tokens=3, keys=9 if "key_offset" in offsets else 17)
+    out = st.attention(q, k, v, MIXED, **offsets)
+    arrays = [t.detach().numpy() for t in (q, k, v)]
+    want, lse = ops.attention(*arrays, MIXED, **offsets)
+    np.testing.assert_array_equal(out.detach().numpy(), want)
+    grads = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+    wanted = ops.attention_backward(np.ones_like(want), *arrays, want, lse, MIXED, **offsets)
+    for got, expected in zip(grads, wanted, strict=True):
+        np.testing.assert_array_equal(got.numpy(), expected)
+
+
 def test_dropout_follows_torchs_seed():
     q, k, v = triple(grad=False)
 
