@@ -1,14 +1,14 @@
 //! Decoding: a few new queries against keys and values that a cache holds.
 //!
-//! The rows that share a key head, `R = H / H_kv` query heads times the new queries, make one pass over its keys and
-//! values: at one query the kernel reads every cached number once and does `R / 2` operations a byte (`f32`), so the
-//! memory bounds it up to `R` of four to eight (`docs/decoding.md` has the measurement). The visible keys of a row are cut
-//! into at most [`SPLITS`] parts, by their number alone; a part gives a maximum, a sum and an unnormalised row, and
-//! the parts are merged in order. So results depend neither on the number of threads nor on what else is in the
-//! batch.
+//! The rows that share a key head, `R = H / H_kv` query heads times the new queries, make one pass over its keys
+//! and values: at one query the kernel reads every cached number once and does `R / 2` operations a byte (`f32`),
+//! so the memory bounds it up to `R` of four to eight (`docs/decoding.md` has the measurement). The visible keys of
+//! a row are cut into at most [`SPLITS`] parts, by their number alone; a part gives a maximum, a sum and an
+//! unnormalised row, and the parts are merged in order. So results depend neither on the number of threads nor on
+//! what else is in the batch.
 //!
-//! Few rows ([`few`](self)): lanes lie along `D`; a key is loaded once and multiplied with every row, and the sums over
-//! lanes are made for a vector of (row, key) pairs at once. More rows: lanes lie along the rows, in the tiles of
+//! Few rows (`few.rs`): lanes lie along `D`; a key is loaded once and multiplied with every row, and the sums over
+//! lanes are made for a vector of (row, key) pairs at once. More rows (`many.rs`): lanes lie along the rows, in the tiles of
 //! `forward.rs`. Edges are those of `forward.rs`.
 
 mod few;
