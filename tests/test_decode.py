@@ -555,6 +555,10 @@ class TestErrors:
             KVCache(1, 1, 1, dtype=np.int64)
         with pytest.raises(sensorium.ArgumentError, match=r"^width must be at least 0, not -1$"):
             KVCache(1, 1, -1)
+        with pytest.raises(
+            sensorium.ArgumentError, match=r"^batch=1, kv_heads=1099511627776, width=1048576 and"
+        ):
+            KVCache(1, 2**40, 2**20)
 
     def test_out_that_is_q(self):
         q = self.k[:, :, :3].copy()

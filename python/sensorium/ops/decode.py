@@ -81,7 +81,11 @@ class KVCache:
         kind = np.dtype(dtype)
         if kind not in (np.float32, np.float64) and half_name(kind) is None:
             raise DTypeError(f"dtype is {kind}, expected float32, float64, float16 or bfloat16")
-        self._k: Array = np.empty((batch, kv_heads, room, width), dtype=kind)
+        try:
+            self._k: Array = np.empty((batch, kv_heads, room, width), dtype=kind)
+        except ValueError:
+            sizes = f"batch={batch}, kv_heads={kv_heads}, width={width} and room for {room} tokens"
+            raise ArgumentError(f"{sizes} are more than memory can be addressed") from None
         self._v: Array = np.empty_like(self._k)
         self._lengths = [0] * batch
 
