@@ -23,14 +23,6 @@ from sensorium.ops import (
 from strategies import attentions, layouts
 
 
-@pytest.fixture(params=_core.isa_available())
-def isa(request):
-    before = _core.isa_level()
-    assert _core.set_isa(request.param) == request.param
-    yield request.param
-    _core.set_isa(before)
-
-
 def mask_of(case):
     n = case.layout.length
     return reference.dense_mask(case.row.samples).reshape(n, n)

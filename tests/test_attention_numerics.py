@@ -22,14 +22,6 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=_core.isa_available())
-def isa(request):
-    before = _core.isa_level()
-    assert _core.set_isa(request.param) == request.param
-    yield request.param
-    _core.set_isa(before)
-
-
 def softmax(scores, mask):
     """Probabilities and their logarithmic sum in extended precision."""
     scores = np.where(mask, scores.astype(np.longdouble), -np.inf)

@@ -26,14 +26,6 @@ from sensorium.ops import (
 from strategies import Attention, attentions
 
 
-@pytest.fixture(params=_core.isa_available())
-def isa(request):
-    before = _core.isa_level()
-    assert _core.set_isa(request.param) == request.param
-    yield request.param
-    _core.set_isa(before)
-
-
 def factors(shape, dropout, seed, **offsets):
     """What dropout multiplies probabilities by, from the probability in sixteen bits."""
     if dropout == 0:

@@ -9,19 +9,10 @@ import sensorium
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import attention as reference
-from sensorium import _core
 from sensorium.ops import KVCache, Layout, Segment, attention, attention_decode
 from strategies import layouts
 
 CAUSAL = Layout([Segment("causal", 2000)])
-
-
-@pytest.fixture(params=_core.isa_available())
-def isa(request):
-    before = _core.isa_level()
-    assert _core.set_isa(request.param) == request.param
-    yield request.param
-    _core.set_isa(before)
 
 
 def filled(k, v, lengths=None, **options):
