@@ -7,7 +7,7 @@
 use super::pieces::{Chunk, Walk};
 use super::{FEW, Task};
 use crate::scratch::Scratch;
-use sensorium_core::math::{exp2_nonpositive, tanh};
+use sensorium_core::math::exp2_nonpositive;
 use sensorium_core::{Float, MAX_LANES, Simd, Storage};
 
 /// Most keys of a chunk: with 64, eight queries take a tenth longer, with 256 one query does.
@@ -182,14 +182,7 @@ impl<T: Float, E: Storage<Float = T>> Task<'_, T, E> {
             // SAFETY: the buffer has a vector for each block.
             unsafe {
                 let at = p.add(block * S::LANES);
-                let mut x = s.load_ptr(at);
-                if let Some(cap) = self.score.cap {
-                    x = tanh(s, s.mul(s.splat(cap), x));
-                }
-                if let Some(bias) = self.score.bias {
-                    x = s.neg_mul_add(slope, s.abs(apart), s.mul(s.splat(bias.factor), x));
-                }
-                s.store_ptr(at, x);
+                s.store_ptr(at, self.shaped(s, s.load_ptr(at), slope, apart));
             }
             apart = s.sub(apart, step);
         }

@@ -9,7 +9,7 @@ use crate::tile::{Product, Start};
 use crate::view::Rows;
 use crate::visit::CHUNK;
 use sensorium_core::half::widen_row;
-use sensorium_core::math::{exp2_nonpositive, tanh};
+use sensorium_core::math::exp2_nonpositive;
 use sensorium_core::{Float, Simd, Storage};
 use std::ops::Range;
 
@@ -236,14 +236,7 @@ impl<T: Float, E: Storage<Float = T>> Task<'_, T, E> {
                 // SAFETY: the buffer holds `CHUNK` rows of `width` lanes.
                 unsafe {
                     let at = p.add(key * width + j);
-                    let mut x = s.load_ptr(at);
-                    if let Some(cap) = self.score.cap {
-                        x = tanh(s, s.mul(s.splat(cap), x));
-                    }
-                    if let Some(bias) = self.score.bias {
-                        x = s.neg_mul_add(slope, s.abs(apart), s.mul(s.splat(bias.factor), x));
-                    }
-                    s.store_ptr(at, x);
+                    s.store_ptr(at, self.shaped(s, s.load_ptr(at), slope, apart));
                 }
                 apart = s.sub(apart, one);
             }

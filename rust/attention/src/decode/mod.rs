@@ -21,7 +21,7 @@ use crate::scratch::Scratch;
 use crate::view::{Dims, Rows, View, ViewMut};
 use pieces::Piece;
 use sensorium_core::half::narrow_row;
-use sensorium_core::math::{exp2_nonpositive, log};
+use sensorium_core::math::{exp2_nonpositive, log, tanh};
 use sensorium_core::{Error, Float, Kernel, MAX_LANES, Result, Simd, Storage, error::check_len, threads};
 use std::ops::Range;
 
@@ -295,6 +295,18 @@ impl<T: Float, E> Task<'_, T, E> {
         let score = Score::<T>::new(self.scoring, 0, self.head + r / self.queries);
         let apart = T::from_f64((self.start + r % self.queries) as f64 - key as f64);
         (score.bias.map_or(T::ZERO, |bias| bias.slope), apart)
+    }
+
+    /// Products of a vector of pairs to what the softmax takes: soft-capped, and less what distance costs.
+    #[inline(always)]
+    fn shaped<S: Simd<T>>(&self, s: S, mut x: S::V, slope: S::V, apart: S::V) -> S::V {
+        if let Some(cap) = self.score.cap {
+            x = tanh(s, s.mul(s.splat(cap), x));
+        }
+        if let Some(bias) = self.score.bias {
+            x = s.neg_mul_add(slope, s.abs(apart), s.mul(s.splat(bias.factor), x));
+        }
+        x
     }
 }
 
