@@ -9,6 +9,7 @@ mod core;
 mod decode;
 mod door;
 mod nn;
+mod packing;
 mod rotary;
 mod tensor;
 

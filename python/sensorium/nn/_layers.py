@@ -1,7 +1,4 @@
-"""Layers as pure functions of (parameters, inputs), over :mod:`sensorium.autodiff`.
-
-Parameters are nested dicts of arrays; every ``init_*`` takes a NumPy generator and returns ``float32``.
-"""
+"""Linear maps, norms and the transformer block."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff as ad
+from .. import autodiff as ad
 
 __all__ = ["init_block", "init_linear", "init_norm", "transformer", "transformer_block"]
 

@@ -1,0 +1,18 @@
+"""The operations of `sensorium.ops`, differentiable under HIPS ``autograd``.
+
+Each is one node of the tape with one joint backward. First derivatives only: the backward of a native
+operation is not itself on the tape.
+"""
+
+from ._attention import attention as attention
+from ._attention import rotary as rotary
+from ._attention import self_attention as self_attention
+from ._gradient import value_and_grad as value_and_grad
+from ._nn import cross_entropy as cross_entropy
+from ._nn import embedding as embedding
+from ._nn import gelu as gelu
+from ._nn import layer_norm as layer_norm
+from ._nn import linear as linear
+from ._nn import rms_norm as rms_norm
+from ._nn import silu as silu
+from ._transformer import transformer_block as transformer_block
