@@ -79,6 +79,32 @@ def attention_forward(
     turn: tuple[_Array, bool] | None = None,
     half: str | None = None,
 ) -> None: ...
+def causal_conv1d(
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    initial: _Array | None,
+    seq_idx: _Array | None,
+    cu_seqlens: _Array | None,
+    silu: bool,
+    channels_last: bool,
+    keep_last: bool,
+) -> tuple[_Array, _Array | None]: ...
+def causal_conv1d_backward(
+    grad: _Array,
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    initial: _Array | None,
+    grad_last: _Array | None,
+    seq_idx: _Array | None,
+    cu_seqlens: _Array | None,
+    silu: bool,
+    channels_last: bool,
+) -> tuple[_Array, _Array, _Array | None, _Array | None]: ...
+def causal_conv1d_update(
+    x: _Array, state: _Array, weight: _Array, bias: _Array | None, silu: bool
+) -> _Array: ...
 def cross_entropy(logits: _Array, targets: _Array, weights: _Array | None) -> tuple[float, _Array]: ...
 def cross_entropy_backward(
     grad: float, logits: _Array, targets: _Array, weights: _Array | None, lse: _Array

@@ -7,6 +7,7 @@ operation is not itself on the tape.
 from ._attention import attention as attention
 from ._attention import rotary as rotary
 from ._attention import self_attention as self_attention
+from ._conv import causal_conv1d as causal_conv1d
 from ._gradient import value_and_grad as value_and_grad
 from ._nn import cross_entropy as cross_entropy
 from ._nn import embedding as embedding

@@ -4,6 +4,10 @@ from .attention import attention as attention
 from .attention import attention_backward as attention_backward
 from .attention import self_attention as self_attention
 from .attention import self_attention_backward as self_attention_backward
+from .conv import CausalConv1dGrads as CausalConv1dGrads
+from .conv import causal_conv1d as causal_conv1d
+from .conv import causal_conv1d_backward as causal_conv1d_backward
+from .conv import causal_conv1d_update as causal_conv1d_update
 from .decode import KVCache as KVCache
 from .decode import attention_decode as attention_decode
 from .layout import Layout as Layout

@@ -15,6 +15,8 @@ enum Function {
     Log,
     Log1p,
     Sigmoid,
+    /// And the first result of `silu_slope`.
+    Silu,
     Softplus,
     Tanh,
     /// The first and the second result of `tanh_derivative`.
@@ -22,7 +24,8 @@ enum Function {
     TanhDerivative,
 }
 use Function::{
-    Exp, Exp2Nonpositive, ExpNonpositive, Log, Log1p, Sigmoid, Softplus, Tanh, TanhBeside, TanhDerivative,
+    Exp, Exp2Nonpositive, ExpNonpositive, Log, Log1p, Sigmoid, Silu, Softplus, Tanh, TanhBeside,
+    TanhDerivative,
 };
 
 struct Apply<'a, T>(Function, &'a [T], &'a mut [T]);
@@ -41,7 +44,7 @@ impl<T: Float> Kernel<T> for Apply<'_, T> {
             };
         }
         each!(Exp => exp, ExpNonpositive => exp_nonpositive, Exp2Nonpositive => exp2_nonpositive, Log => log,
-            Log1p => log1p, Sigmoid => sigmoid, Softplus => softplus, Tanh => tanh);
+            Log1p => log1p, Sigmoid => sigmoid, Silu => silu, Softplus => softplus, Tanh => tanh);
     }
 }
 
@@ -75,6 +78,11 @@ fn truth(function: Function, x: f64) -> (Double, i32) {
         // There the denominator is 1 to 57 bits, and the logarithm's second term below them.
         Sigmoid | Softplus if x.hi < -40.0 => x.exp_scaled(),
         Sigmoid => (Double::new(1.0).div(x.neg().exp().add(Double::new(1.0))), 0),
+        Silu if x.hi < -40.0 => {
+            let (m, n) = x.exp_scaled();
+            (x.mul(m), n)
+        }
+        Silu => (x.div(x.neg().exp().add(Double::new(1.0))), 0),
         Softplus => (x.add(Double::new(0.0)).max_zero().add(x.abs().neg().exp().ln_1p()), 0),
         TanhDerivative if x.hi.abs() > 40.0 => {
             let (m, n) = x.abs().scale(1).neg().exp_scaled();
@@ -101,6 +109,7 @@ fn truth_f32(function: Function, x: f64) -> f64 {
         Log => x.ln(),
         Log1p => x.ln_1p(),
         Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Silu => x / (1.0 + (-x).exp()),
         Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
         Tanh | TanhBeside => x.tanh(),
         TanhDerivative => {
@@ -196,8 +205,9 @@ const LOGARITHMS: [Case; 3] = [
     (Log, 1e-45..1.5, 5e-324..1.5, 1.0),
     (Log1p, -0.999_999_9..f32::MAX, -0.999_999_999..1e300, 1.0),
 ];
-const SIGMOIDS: [Case; 5] = [
+const SIGMOIDS: [Case; 6] = [
     (Sigmoid, -110.0..f32::MAX, -750.0..1000.0, 2.5),
+    (Silu, -87.0..f32::MAX, -700.0..1000.0, 2.75),
     (Softplus, -110.0..f32::MAX, -750.0..1000.0, 2.25),
     (Tanh, f32::MIN..f32::MAX, -1000.0..1000.0, 2.75),
     (TanhBeside, f32::MIN..f32::MAX, -1000.0..1000.0, 3.25),
@@ -282,6 +292,9 @@ fn edges() {
         let sigmoid = [nan, (0.0, 0.5), (-0.0, 0.5), (INF, 1.0), (-INF, 0.0), (1e30, 1.0), (-1e30, 0.0)];
         at_the_edges::<f32>(level, Sigmoid, &sigmoid);
         at_the_edges::<f64>(level, Sigmoid, &sigmoid);
+        let silu = [nan, (0.0, 0.0), (-0.0, -0.0), (INF, INF), (1e30_f32.into(), 1e30_f32.into())];
+        at_the_edges::<f32>(level, Silu, &silu);
+        at_the_edges::<f64>(level, Silu, &silu);
         let softplus = [nan, (INF, INF), (-INF, 0.0), (1e30_f32.into(), 1e30_f32.into()), (-1e30, 0.0)];
         at_the_edges::<f32>(level, Softplus, &softplus);
         at_the_edges::<f64>(level, Softplus, &softplus);

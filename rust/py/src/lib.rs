@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 mod array;
 mod attention;
+mod conv;
 mod core;
 mod decode;
 mod door;
@@ -18,6 +19,8 @@ mod tensor;
 mod _core {
     #[pymodule_export]
     use super::attention::{AttentionLayout, attention_backward, attention_dropout_mask, attention_forward};
+    #[pymodule_export]
+    use super::conv::{causal_conv1d, causal_conv1d_backward, causal_conv1d_update};
     #[pymodule_export]
     use super::core::{elementary, matmul};
     #[pymodule_export]

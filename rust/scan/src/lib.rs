@@ -7,6 +7,7 @@
 // An index counts lanes or rows of several buffers at once; an iterator over one of them would hide the others.
 #![allow(clippy::needless_range_loop)]
 
+pub mod conv;
 mod sequences;
 
 pub use sequences::{Sequence, Sequences};

@@ -1,0 +1,70 @@
+"""Causal convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd.core import defvjp_argnums
+
+from .. import ops
+from ._primitive import Vjp, chosen, like, primitive
+
+__all__ = ["causal_conv1d"]
+
+
+@primitive
+def _causal_conv1d(
+    x: Any, weight: Any, bias: Any, initial_state: Any, return_last_state: bool, how: dict[str, Any]
+) -> Any:
+    return ops.causal_conv1d(
+        x, weight, bias, initial_state=initial_state, return_last_state=return_last_state, **how
+    )
+
+
+def _causal_conv1d_vjp(argnums: tuple[int, ...], ans: Any, args: Any, kwargs: Any) -> Vjp:
+    x, weight, bias, initial_state, return_last_state, how = args
+
+    def vjp(g: Any) -> tuple[Any, ...]:
+        grad_out, grad_last = g if return_last_state else (g, None)
+        if grad_last is not None:
+            grad_last = like(grad_last, ans[1])
+        grads = ops.causal_conv1d_backward(
+            like(grad_out, x),
+            x,
+            weight,
+            bias,
+            initial_state=initial_state,
+            grad_last_state=grad_last,
+            **how,
+        )
+        return chosen(argnums, grads)
+
+    return vjp
+
+
+defvjp_argnums(_causal_conv1d, _causal_conv1d_vjp)
+
+
+def causal_conv1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    activation: Any = None,
+    initial_state: Any = None,
+    return_last_state: bool = False,
+    seq_idx: Any = None,
+    cu_seqlens: Any = None,
+    channels_last: bool = False,
+) -> Any:
+    """Differentiable :func:`sensorium.ops.causal_conv1d`, in all its arrays of floats.
+
+    With ``return_last_state`` so is the last state.
+    """
+    how = {
+        "activation": activation,
+        "seq_idx": seq_idx,
+        "cu_seqlens": cu_seqlens,
+        "channels_last": channels_last,
+    }
+    return _causal_conv1d(x, weight, bias, initial_state, return_last_state, how)
