@@ -11,7 +11,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test bench bench-env lint format docs wheel clean
+.PHONY: help quickstart test bench bench-scans bench-env lint format docs wheel clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
@@ -23,7 +23,7 @@ test: $(VENV)/.package $(VENV)/.dev  ## Rust tests, Python tests, examples in do
 	cargo test --workspace --exclude sensorium-py
 	$(PY) -m pytest --doctest-modules tests python/sensorium $(ARGS)
 
-# Attention is measured against what is installed: the environment of `make bench-env` where there is one.
+# Attention and scans are measured against what is installed: the environment of `make bench-env` where there is one.
 BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 ATTENTION := --json benches/results/attention.local.json
 
@@ -32,7 +32,15 @@ bench: $(VENV)/.package $(VENV)/.dev  ## Every kernel against its NumPy referenc
 	PYTHONPATH=python $(BENCH_PY) benches/bench_attention.py $(ATTENTION)
 	$(PY) benches/bench_pairs.py
 
-bench-env: $(VENV)/.package  ## An environment with attention's peers, several GB, in .venv-bench
+# `make bench-scans SCANS=` keeps the figures that scripts/scan_results.py writes into the pages.
+SCANS := .local
+KEPT = benches/results/$(1)$(SCANS).json
+
+bench-scans: $(VENV)/.package  ## Scans against others' code, and what length costs them: about eight minutes
+	PYTHONPATH=python $(BENCH_PY) benches/bench_scans.py --json $(call KEPT,scans)
+	PYTHONPATH=python $(BENCH_PY) benches/bench_scan_length.py --json $(call KEPT,scan_length)
+
+bench-env: $(VENV)/.package  ## An environment with the peers of attention and scans, several GB, in .venv-bench
 	sh scripts/venv.sh $(BENCH_VENV)
 	@$(PY) scripts/requirements.py peers > $(BENCH_VENV)/peers.txt
 	$(BENCH_VENV)/bin/python -m pip install -r $(BENCH_VENV)/peers.txt

@@ -103,7 +103,7 @@ class NumPy(Row):
 
     title = "NumPy, by chunks"
     passes = ("forward", "both", "step")
-    chunk = 64
+    chunk = 32
 
     def prepare(self) -> None:
         if self.passes_asked == "step":

@@ -157,8 +157,10 @@ class NumPy(Row):
     def run(self, a: Any, library: Any) -> Any:
         step, weights, outs = step_of(a), weights_of(a), []
         both = partial(gelu, tanh=library.tanh), partial(gelu_slope, tanh=library.tanh)
-        for start in range(0, a["q"].shape[2], SIZE):
-            now = [a[name][:, :, start : start + SIZE] for name in ("q", "k", "v", "eta")]
+        count = self.given["q"].shape[2] // SIZE
+        # Of a slice, the gradient would be an array of all tokens.
+        given = [library.split(a[name], count, axis=2) for name in ("q", "k", "v", "eta")]
+        for now in zip(*given, strict=True):
             weights, out = step(weights, now, a, self.lower, *both)
             outs.append(out)
         return library.concatenate(outs, axis=2)
