@@ -143,6 +143,20 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: in bounds, and the caller vouches that nothing overlaps it.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
     }
+
+    /// Where `range` begins, for parts that are no slices, as some columns of some rows are.
+    ///
+    /// # Safety
+    /// What is written of `range` is in use nowhere else.
+    ///
+    /// # Panics
+    /// Where `range` is out of bounds.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn start_of(&self, range: Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len, "part out of bounds");
+        self.data.wrapping_add(range.start)
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@
 
 mod across;
 mod along;
+mod long;
 mod plan;
 mod update;
 
@@ -167,9 +168,13 @@ pub fn forward<T: Float>(
     }
     let plan = Plan::new(dims, sequences);
     let by_tap = by_tap(dims, inputs.weight);
+    let bias = inputs.bias.map_or_else(|| vec![T::ZERO; dims.width], <[T]>::to_vec);
     let y = Disjoint::new(y);
     plan.for_each(|_, pieces, channels| {
-        T::dispatch(Forward { job: Job { dims, inputs, by_tap: &by_tap, pieces, channels }, y: &y });
+        T::dispatch(Forward {
+            job: Job { dims, inputs, by_tap: &by_tap, bias: &bias, pieces, channels },
+            y: &y,
+        });
     });
     Ok(())
 }
@@ -198,6 +203,7 @@ pub fn backward<T: Float>(
     grads.initial.as_ref().map_or(Ok(()), |g| check_len("dinitial_state", g, states))?;
     let plan = Plan::new(dims, sequences);
     let by_tap = by_tap(dims, inputs.weight);
+    let bias = inputs.bias.map_or_else(|| vec![T::ZERO; dims.width], <[T]>::to_vec);
     // A row of sums for every tap, and one for the bias.
     let part = (taps + 1) * width;
     let mut partials = vec![T::ZERO; plan.groups() * part];
@@ -205,7 +211,7 @@ pub fn backward<T: Float>(
     let (dx, dinitial) = (Disjoint::new(grads.x), grads.initial.map(Disjoint::new));
     plan.for_each(|group, pieces, channels| {
         T::dispatch(Backward {
-            job: Job { dims, inputs, by_tap: &by_tap, pieces, channels },
+            job: Job { dims, inputs, by_tap: &by_tap, bias: &bias, pieces, channels },
             grad,
             grad_last,
             dx: &dx,
@@ -291,6 +297,8 @@ struct Job<'a, T> {
     inputs: Inputs<'a, T>,
     /// Filters with the taps first.
     by_tap: &'a [T],
+    /// The bias of every channel, zero where there is none.
+    bias: &'a [T],
     pieces: &'a [Piece],
     channels: Range<usize>,
 }
@@ -311,20 +319,30 @@ struct Backward<'a, T> {
     sums_at: usize,
 }
 
-/// Calls `$f::<T, S, K, SILU>` with the taps as a constant, 0 where there are more than four.
+/// Calls `$f` of a module with the taps and the activation as constants.
 macro_rules! by_taps {
-    ($taps:expr, $silu:expr, $module:ident::$f:ident, $($arg:expr),*) => {
-        match ($taps, $silu) {
-            (1, false) => $module::$f::<T, S, 1, false>($($arg),*),
-            (2, false) => $module::$f::<T, S, 2, false>($($arg),*),
-            (3, false) => $module::$f::<T, S, 3, false>($($arg),*),
-            (4, false) => $module::$f::<T, S, 4, false>($($arg),*),
-            (_, false) => $module::$f::<T, S, 0, false>($($arg),*),
-            (1, true) => $module::$f::<T, S, 1, true>($($arg),*),
-            (2, true) => $module::$f::<T, S, 2, true>($($arg),*),
-            (3, true) => $module::$f::<T, S, 3, true>($($arg),*),
-            (4, true) => $module::$f::<T, S, 4, true>($($arg),*),
-            (_, true) => $module::$f::<T, S, 0, true>($($arg),*),
+    ($dims:expr, $silu:expr, $f:ident, $($arg:expr),*) => {
+        match ($dims.channels_last, $dims.taps, $silu) {
+            (true, 1, false) => across::$f::<T, S, 1, false>($($arg),*),
+            (true, 2, false) => across::$f::<T, S, 2, false>($($arg),*),
+            (true, 3, false) => across::$f::<T, S, 3, false>($($arg),*),
+            (true, 4, false) => across::$f::<T, S, 4, false>($($arg),*),
+            (true, _, false) => long::$f::<T, S, false>($($arg),*),
+            (true, 1, true) => across::$f::<T, S, 1, true>($($arg),*),
+            (true, 2, true) => across::$f::<T, S, 2, true>($($arg),*),
+            (true, 3, true) => across::$f::<T, S, 3, true>($($arg),*),
+            (true, 4, true) => across::$f::<T, S, 4, true>($($arg),*),
+            (true, _, true) => long::$f::<T, S, true>($($arg),*),
+            (false, 1, false) => along::$f::<T, S, 1, false>($($arg),*),
+            (false, 2, false) => along::$f::<T, S, 2, false>($($arg),*),
+            (false, 3, false) => along::$f::<T, S, 3, false>($($arg),*),
+            (false, 4, false) => along::$f::<T, S, 4, false>($($arg),*),
+            (false, _, false) => along::$f::<T, S, 0, false>($($arg),*),
+            (false, 1, true) => along::$f::<T, S, 1, true>($($arg),*),
+            (false, 2, true) => along::$f::<T, S, 2, true>($($arg),*),
+            (false, 3, true) => along::$f::<T, S, 3, true>($($arg),*),
+            (false, 4, true) => along::$f::<T, S, 4, true>($($arg),*),
+            (false, _, true) => along::$f::<T, S, 0, true>($($arg),*),
         }
     };
 }
@@ -333,12 +351,7 @@ impl<T: Float> Kernel<T> for Forward<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
-        let (taps, silu) = (self.job.dims.taps, self.job.inputs.silu);
-        if self.job.dims.channels_last {
-            by_taps!(taps, silu, across::forward, s, &self.job, self.y);
-        } else {
-            by_taps!(taps, silu, along::forward, s, &self.job, self.y);
-        }
+        by_taps!(self.job.dims, self.job.inputs.silu, forward, s, &self.job, self.y);
     }
 }
 
@@ -346,12 +359,7 @@ impl<T: Float> Kernel<T> for Backward<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
-        let (taps, silu) = (self.job.dims.taps, self.job.inputs.silu);
-        if self.job.dims.channels_last {
-            by_taps!(taps, silu, across::backward, s, &self);
-        } else {
-            by_taps!(taps, silu, along::backward, s, &self);
-        }
+        by_taps!(self.job.dims, self.job.inputs.silu, backward, s, &self);
         self.add_last();
     }
 }
