@@ -17,6 +17,8 @@ except ModuleNotFoundError as error:
 
 from ._attention import attention as attention
 from ._attention import self_attention as self_attention
+from ._conv import causal_conv1d as causal_conv1d
+from ._conv import causal_conv1d_update as causal_conv1d_update
 from ._layouts import layout_tensor as layout_tensor
 from ._nn import cross_entropy as cross_entropy
 from ._nn import embedding as embedding
