@@ -20,19 +20,30 @@ import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from .errors import ArgumentError, CheckpointError, DTypeError
+from .errors import ArgumentError, CheckpointError, DTypeError, MissingExtraError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_arrays", "flatten", "load", "save", "unflatten", "write_atomically", "write_json"]
+__all__ = [
+    "check_arrays",
+    "export",
+    "flatten",
+    "load",
+    "map_arrays",
+    "parse_json",
+    "save",
+    "unflatten",
+    "write_atomically",
+    "write_json",
+]
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Array: TypeAlias = NDArray[Any]
@@ -177,6 +188,132 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, JSON
         raise CheckpointError(f"{os.fspath(path)}: {error}") from error.__cause__
 
 
+def map_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Map the arrays of any ``safetensors`` file into memory, whoever wrote it, without reading them.
+
+    Parameters
+    ----------
+    path : path-like
+        The file. It must stay as it is while the arrays are in use.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Read-only, in the order of the file. The system reads a page when it is first looked at, and shares
+        it between processes. ``bfloat16`` is that of ``ml_dtypes``. An array that does not begin at a
+        multiple of its element size is a copy.
+
+    Raises
+    ------
+    CheckpointError
+        Where the file is truncated, hostile, or another kind of file.
+    MissingExtraError
+        Where there is a ``bfloat16`` array, and no ``ml_dtypes``.
+    OSError
+        Where there is no such file, or it cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> from sensorium import checkpoint
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder) / "model.safetensors"
+    ...     checkpoint.export(file, {"w": np.eye(2, dtype=np.float32)})
+    ...     checkpoint.map_arrays(file)["w"].sum()
+    np.float32(2.0)
+    """
+    try:
+        with _open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            _, text = _head(file, size)
+            entries = _parse(text, "header")
+            metadata = entries.pop("__metadata__", None)
+            if metadata is not None and not isinstance(metadata, dict):
+                raise CheckpointError("has a __metadata__ that is not a JSON object")
+            begin = 8 + len(text)
+            places = _places(entries, size - begin, _foreign_dtypes(entries))
+            data = np.memmap(file, np.uint8, "r") if places and size > begin else np.zeros(0, np.uint8)
+    except CheckpointError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error.__cause__
+    arrays = {}
+    for name, dtype, shape in places:
+        end = begin + math.prod(shape) * dtype.itemsize
+        piece = np.asarray(data[begin:end])
+        if piece.ctypes.data % dtype.itemsize:
+            piece = piece.copy()
+        array = piece.view(dtype).reshape(shape)
+        arrays[name] = np.require(array, dtype.newbyteorder("="))
+        arrays[name].flags.writeable = False
+        begin = end
+    return arrays
+
+
+def export(
+    path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a ``safetensors`` file as other programs do: no checksum, ``bfloat16`` allowed.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; replaced in one step, as by :func:`save`.
+    arrays : mapping of str to array
+        As for :func:`save`, or ``bfloat16`` of ``ml_dtypes``.
+    metadata : mapping of str to str, optional
+        ``{"format": "pt"}`` is what ``transformers`` asks for.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, OSError
+        As :func:`save`.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export(pathlib.Path(folder) / "model.safetensors", {"w": np.zeros(3)}, {"format": "pt"})
+    """
+    own = {} if metadata is None else dict(metadata)
+    for key, value in own.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise DTypeError(f"metadata[{key!r}] is {value!r}, expected strings")
+    stored = _stored(arrays, {**_NAMES, **_bfloat16_name(arrays)})
+    header = _header_bytes(stored, own)
+    with _replacing(path) as fd:
+        _write(fd, header)
+        for _, array in stored:
+            _write(fd, _bytes(array))
+
+
+def parse_json(path: str | os.PathLike[str], *, most: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+    """Read a file that is one JSON object; ``Infinity`` is a number in it, a key twice is an error.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    most : int
+        Bytes that it may have.
+
+    Raises
+    ------
+    CheckpointError
+        Where it is longer, or not such an object.
+    OSError
+        Where there is no such file, or it cannot be read.
+    """
+    try:
+        with _open_regular(path) as file:
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise CheckpointError(f"has more than {most} bytes")
+        return _parse(text, "text", infinite=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error.__cause__
+
+
 def check_arrays(
     path: str | os.PathLike[str],
     arrays: Mapping[str, Array],
@@ -294,7 +431,9 @@ def unflatten(flat: Mapping[str, Array], sep: str = "/") -> Tree:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def _stored(arrays: Mapping[str, ArrayLike]) -> list[tuple[str, Array]]:
+def _stored(
+    arrays: Mapping[str, ArrayLike], known: Mapping[np.dtype[Any], str] = _NAMES
+) -> list[tuple[str, Array]]:
     """Return contiguous little-endian arrays in the order of the file: wide elements first, then by name."""
     stored = []
     for name, value in arrays.items():
@@ -304,7 +443,7 @@ def _stored(arrays: Mapping[str, ArrayLike]) -> list[tuple[str, Array]]:
             raise ArgumentError(f"arrays has the key {name!r}, which cannot be the name of an array")
         array = np.asarray(value)
         little = array.dtype.newbyteorder("<") if array.dtype.kind in "biuf" else array.dtype
-        if little not in _NAMES:
+        if little not in known:
             raise DTypeError(f"arrays[{name!r}] has dtype {array.dtype}, which the format does not know")
         if array.ndim > _MAX_NDIM:
             raise ArgumentError(
@@ -317,11 +456,16 @@ def _stored(arrays: Mapping[str, ArrayLike]) -> list[tuple[str, Array]]:
 def _header(stored: list[tuple[str, Array]], metadata: Mapping[str, JSON]) -> tuple[bytes, int]:
     """Return length and header as they begin the file, checksum blank, and the checksum's place."""
     own = {"sensorium": _VERSION, "sha256": _BLANK, "metadata": _dump_metadata(metadata)}
-    entries: dict[str, Any] = {"__metadata__": own}
+    head = _header_bytes(stored, own)
+    return head, head.index(_BLANK.encode())
+
+
+def _header_bytes(stored: list[tuple[str, Array]], own: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": own} if own else {}
     start = 0
     for name, array in stored:
         entries[name] = {
-            "dtype": _NAMES[array.dtype],
+            "dtype": _NAMES.get(array.dtype, "BF16"),
             "shape": array.shape,
             "data_offsets": [start, start + array.nbytes],
         }
@@ -332,7 +476,13 @@ def _header(stored: list[tuple[str, Array]], metadata: Mapping[str, JSON]) -> tu
         raise ArgumentError(
             f"metadata is too long: a header of {len(text)} bytes, at most {MAX_HEADER_BYTES} are read"
         )
-    return len(text).to_bytes(8, "little") + text, 8 + text.index(_BLANK.encode())
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bfloat16_name(arrays: Mapping[str, ArrayLike]) -> dict[np.dtype[Any], str]:
+    """Return the dtype ``bfloat16`` with its name in the format, where an array is of it."""
+    found = {array.dtype for array in arrays.values() if isinstance(array, np.ndarray)}
+    return {dtype: "BF16" for dtype in found if dtype.name == "bfloat16"}
 
 
 def _dump_metadata(metadata: Mapping[str, JSON]) -> str:
@@ -459,20 +609,10 @@ def _open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def _read(reader: BufferedReader, size: int) -> tuple[dict[str, Array], dict[str, JSON]]:
-    if size < 8:
-        raise CheckpointError(f"has {size} bytes, too few for a safetensors file")
-    prefix = _exactly(reader, 8)
-    length = int.from_bytes(prefix, "little")
-    if length > size - 8:
-        raise CheckpointError(
-            f"is truncated or no safetensors file: a header of {length} bytes, but {size - 8} are left"
-        )
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(f"has a header of {length} bytes, at most {MAX_HEADER_BYTES} are read")
-    text = _exactly(reader, length)
+    prefix, text = _head(reader, size)
     entries = _parse(text, "header")
     own = _own_metadata(entries.pop("__metadata__", None))
-    places = _places(entries, size - 8 - length)
+    places = _places(entries, size - 8 - len(text))
 
     digest = hashlib.sha256(prefix)
     digest.update(text.replace(own["sha256"].encode(), _BLANK.encode(), 1))
@@ -494,6 +634,21 @@ def _read(reader: BufferedReader, size: int) -> tuple[dict[str, Array], dict[str
     return native, _parse(own["metadata"], "metadata")
 
 
+def _head(reader: BufferedReader, size: int) -> tuple[bytes, bytes]:
+    """Return the eight bytes that tell the header's length, and the header."""
+    if size < 8:
+        raise CheckpointError(f"has {size} bytes, too few for a safetensors file")
+    prefix = _exactly(reader, 8)
+    length = int.from_bytes(prefix, "little")
+    if length > size - 8:
+        raise CheckpointError(
+            f"is truncated or no safetensors file: a header of {length} bytes, but {size - 8} are left"
+        )
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"has a header of {length} bytes, at most {MAX_HEADER_BYTES} are read")
+    return prefix, _exactly(reader, length)
+
+
 def _exactly(reader: BufferedReader, count: int) -> bytes:
     data = reader.read(count)
     if len(data) != count:
@@ -501,7 +656,7 @@ def _exactly(reader: BufferedReader, count: int) -> bytes:
     return data
 
 
-def _parse(text: bytes | str, what: str) -> dict[str, Any]:
+def _parse(text: bytes | str, what: str, *, infinite: bool = False) -> dict[str, Any]:
     """Parse JSON strictly: one object, no key twice, no NaN."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -510,12 +665,14 @@ def _parse(text: bytes | str, what: str) -> dict[str, Any]:
             raise CheckpointError(f"has a {what} with a key twice")
         return entries
 
-    def refuse(constant: str) -> NoReturn:
+    def constant_of(constant: str) -> float:
+        if infinite and constant != "NaN":
+            return float(constant)
         raise CheckpointError(f"has a {what} with {constant}, which JSON does not know")
 
     try:
         string = text if isinstance(text, str) else text.decode()
-        entries = json.loads(string, object_pairs_hook=once, parse_constant=refuse)
+        entries = json.loads(string, object_pairs_hook=once, parse_constant=constant_of)
     except CheckpointError:
         raise
     except RecursionError as error:
@@ -540,7 +697,22 @@ def _own_metadata(own: object) -> dict[str, str]:
     return own
 
 
-def _places(entries: dict[str, Any], data_bytes: int) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+def _foreign_dtypes(entries: dict[str, Any]) -> dict[str, np.dtype[Any]]:
+    """Return the element types of the file by name, with ``bfloat16`` where it is needed."""
+    if not any(isinstance(entry, dict) and entry.get("dtype") == "BF16" for entry in entries.values()):
+        return _DTYPES
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingExtraError(
+            "bfloat16 arrays need ml_dtypes: pip install 'sensorium[bfloat16]'"
+        ) from error
+    return {**_DTYPES, "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def _places(
+    entries: dict[str, Any], data_bytes: int, dtypes: Mapping[str, np.dtype[Any]] = _DTYPES
+) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
     """Return name, element type and shape in the order of the file; the arrays cover the data exactly."""
     places = []
     for name, entry in entries.items():
@@ -548,7 +720,7 @@ def _places(entries: dict[str, Any], data_bytes: int) -> list[tuple[str, np.dtyp
             raise CheckpointError(
                 f"describes {_short(name)} by something else than dtype, shape, data_offsets"
             )
-        dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+        dtype = dtypes.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
         if dtype is None:
             raise CheckpointError(f"{_short(name)} has an unknown dtype {_short(entry['dtype'])}")
         shape, offsets = entry["shape"], entry["data_offsets"]

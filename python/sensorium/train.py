@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 
 from . import checkpoint, optim
 from ._blas import one_blas_thread
+from ._interrupt import graceful_interrupt
 from ._memory import keep_pages
 from ._sampling import Sampler, fit_tokenizers, make_banks, plans_of, vocabulary_of
 from ._threads import get_num_threads
@@ -136,27 +134,6 @@ def _fingerprint(corpus: Corpus) -> str:
     return h.hexdigest()
 
 
-@contextmanager
-def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that is looked at between steps; the second one raises as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 @one_blas_thread()
 def fit(
     corpus: Corpus,
@@ -249,7 +226,7 @@ def fit(
             state.save(path, model, key)
 
     last_save = last_record = last_preview = time.perf_counter()
-    with _graceful_interrupt() as asked:
+    with graceful_interrupt() as asked:
         while not asked() and loop.done < 1.0:
             loop.step()
             now = time.perf_counter()
