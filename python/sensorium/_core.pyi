@@ -148,3 +148,20 @@ def scale_arrays(arrays: Sequence[_Array], factor: float) -> None: ...
 def set_isa(name: str) -> str: ...
 def set_local_num_threads(n: int) -> int: ...
 def set_num_threads(n: int) -> None: ...
+def ssd_forward(
+    five: tuple[_Array, _Array, _Array, _Array, _Array],
+    options: tuple[_Array | None, _Array | None, _Array | None, _Array | None],
+    steps: tuple[bool, float, float],
+    packing: tuple[_Array | None, _Array | None, int],
+    out: _Array,
+    last: _Array | None,
+    keep: bool,
+) -> _Array | None: ...
+def ssd_step(
+    state: _Array,
+    five: tuple[_Array, _Array, _Array, _Array, _Array],
+    skip: _Array | None,
+    gate: _Array | None,
+    bias: _Array | None,
+    steps: tuple[bool, float, float],
+) -> _Array: ...

@@ -12,6 +12,7 @@ mod door;
 mod nn;
 mod packing;
 mod rotary;
+mod ssd;
 mod tensor;
 
 /// The compiled half of sensorium. Private: use `sensorium.ops` and its neighbours.
@@ -34,6 +35,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::rotary::rotary;
+    #[pymodule_export]
+    use super::ssd::{ssd_forward, ssd_step};
     use pyo3::prelude::*;
     use sensorium_core::{Level, isa, threads};
 

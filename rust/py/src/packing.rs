@@ -6,7 +6,6 @@ use pyo3::prelude::*;
 use sensorium_scan::Sequences;
 
 /// The sequences of `batch` rows of `length` tokens: by `seq_idx (B, L)`, by `cu_seqlens (n + 1,)`, or one a row.
-#[allow(dead_code)]
 pub(crate) fn sequences(
     batch: usize,
     length: usize,

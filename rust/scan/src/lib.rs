@@ -9,5 +9,6 @@
 
 pub mod conv;
 mod sequences;
+pub mod ssd;
 
 pub use sequences::{Sequence, Sequences};

@@ -1,0 +1,124 @@
+//! Structured state-space duality, the scan of Mamba-2 (Dao and Gu 2024, arXiv:2405.21060).
+//!
+//! Of every head, with a state `H (S, P)` and a step size `dt`: `H_t = exp(dt_t A) H_{t-1} + dt_t B_t x_t^T`,
+//! `y_t = C_t^T H_t + D x_t`, and `y_t silu(z_t)` where there is a gate. Heads of a group share `B` and `C`.
+//!
+//! The sequence is taken in chunks of `Q` tokens. Within a chunk `y_i = sum_{j <= i} (C_i . B_j) E_ij dt_j x_j` with
+//! decays `E_ij`, a product with a triangle; from chunk to chunk only the state is carried. Multiply-adds of a token
+//! and head, with a chunk's triangle counted once:
+//!
+//! | | |
+//! |---|---|
+//! | `C B^T`, once for the `H / G` heads of a group | `S (Q + 1) / 2 / (H / G)` |
+//! | the triangle times `x` | `P (Q + 1) / 2` |
+//! | what the state before the chunk gives | `S P` |
+//! | what the chunk adds to the state | `S P` |
+
+mod chunks;
+mod decay;
+mod forward;
+mod rows;
+mod scratch;
+mod step;
+mod tile;
+
+use crate::Sequences;
+use sensorium_core::{Error, Float, Result, error::check_len, error::product};
+
+pub use decay::Steps;
+pub use forward::{checkpoints, forward};
+pub use rows::Rows;
+pub use step::{Token, step};
+
+/// Sizes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Rows of the batch, `B`.
+    pub batch: usize,
+    /// Tokens of a row, `L`.
+    pub length: usize,
+    /// Heads, `H`.
+    pub heads: usize,
+    /// Channels of a head, `P`.
+    pub width: usize,
+    /// Groups of heads that share `B` and `C`, `G`.
+    pub groups: usize,
+    /// Numbers of the state of a channel, `S`.
+    pub state: usize,
+}
+
+impl Dims {
+    /// Shape of `x`, `z` and `y`.
+    #[must_use]
+    pub const fn tokens(&self) -> [usize; 4] {
+        [self.batch, self.length, self.heads, self.width]
+    }
+    /// Shape of `B` and `C`.
+    #[must_use]
+    pub const fn inner(&self) -> [usize; 4] {
+        [self.batch, self.length, self.groups, self.state]
+    }
+    /// Heads of a group.
+    pub(crate) const fn heads_of_group(&self) -> usize {
+        self.heads / self.groups
+    }
+}
+
+/// What a scan reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a, T> {
+    /// `(B, L, H, P)`.
+    pub x: Rows<'a, T>,
+    /// How step sizes are made.
+    pub steps: Steps<'a, T>,
+    /// `A (H,)`.
+    pub a: &'a [T],
+    /// `B (B, L, G, S)`.
+    pub b: Rows<'a, T>,
+    /// `C (B, L, G, S)`.
+    pub c: Rows<'a, T>,
+    /// `D (H,)` or `(H, P)`.
+    pub skip: Option<&'a [T]>,
+    /// The gate `z (B, L, H, P)`.
+    pub gate: Option<Rows<'a, T>>,
+    /// States before the sequences, `(states, H, P, S)`; zeros where there are none.
+    pub initial: Option<&'a [T]>,
+}
+
+/// Chunk that is taken where none is asked for.
+pub const DEFAULT_CHUNK: usize = 64;
+
+impl<T: Float> Inputs<'_, T> {
+    /// Checks what [`Rows::new`] did not see.
+    pub(crate) fn check(&self, dims: Dims, sequences: &Sequences) -> Result<()> {
+        let Dims { batch, length, heads, width, groups, state } = dims;
+        if heads != 0 && (groups == 0 || heads % groups != 0) {
+            let what = format!("has G={groups}, which does not divide H={heads} of x");
+            return Err(Error::Value { arg: "B", what });
+        }
+        if sequences.batch() != batch {
+            return Err(Error::Dim { arg: "seq_idx", dim: "B", want: batch, got: sequences.batch() });
+        }
+        if sequences.length() != length {
+            return Err(Error::Dim { arg: "seq_idx", dim: "L", want: length, got: sequences.length() });
+        }
+        check_len("dt", self.steps.dt, product("dt", &[batch, length, heads])?)?;
+        check_len("A", self.a, heads)?;
+        if let Some(bias) = self.steps.bias {
+            check_len("dt_bias", bias, heads)?;
+        }
+        if let Some(skip) = self.skip.filter(|skip| skip.len() != heads) {
+            check_len("D", skip, product("D", &[heads, width])?)?;
+        }
+        if let Some(initial) = self.initial {
+            check_len("initial_states", initial, states_len(dims, sequences, "initial_states")?)?;
+        }
+        product("x", &[batch, length, heads, width])?;
+        product("B", &[batch, length, groups, state]).map(|_| ())
+    }
+}
+
+/// Elements of `(states, H, P, S)`.
+pub(crate) fn states_len(dims: Dims, sequences: &Sequences, arg: &'static str) -> Result<usize> {
+    product(arg, &[sequences.states(), dims.heads, dims.width, dims.state])
+}
