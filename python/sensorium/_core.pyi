@@ -148,6 +148,17 @@ def scale_arrays(arrays: Sequence[_Array], factor: float) -> None: ...
 def set_isa(name: str) -> str: ...
 def set_local_num_threads(n: int) -> int: ...
 def set_num_threads(n: int) -> None: ...
+def ssd_backward(
+    grad_out: _Array,
+    grad_last: _Array | None,
+    five: tuple[_Array, _Array, _Array, _Array, _Array],
+    options: tuple[_Array | None, _Array | None, _Array | None, _Array | None],
+    steps: tuple[bool, float, float],
+    packing: tuple[_Array | None, _Array | None, int],
+    kept: _Array | None,
+) -> tuple[
+    _Array, _Array, _Array, _Array, _Array, _Array | None, _Array | None, _Array | None, _Array | None
+]: ...
 def ssd_forward(
     five: tuple[_Array, _Array, _Array, _Array, _Array],
     options: tuple[_Array | None, _Array | None, _Array | None, _Array | None],

@@ -151,12 +151,35 @@ def ssd_backward(
         gate = sigmoid(z)
         dz = g * (y if D is None else y + D * x) * gate * (1 + z * (1 - gate))
         g = g * z * gate
-    dx, dstep, da = np.zeros(x.shape), np.zeros(dt.shape), np.zeros(dt.shape)
+    dx, dstep, dA, dB, dC, dfirst = adjoint(x, step, A, A, B, C, first, states, pieces, g, grad_final_states)
+    dD = None
+    if D is not None:
+        dx, dD = dx + D * g, _skip_sum(g * x, skip_shape)
+    ddt = dstep * slope
+    dB, dC = (_over_heads(v, groups) for v in (dB, dC))
+    dbias = None if dt_bias is None else ddt.sum(axis=(0, 1))
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, None if initial_states is None else dfirst
+
+
+def _skip_sum(each, shape):
+    total = each.sum(axis=(0, 1))
+    return total.sum(axis=1) if len(shape) == 1 else total
+
+
+def _over_heads(grad, groups):
+    batch, length, heads, state = grad.shape
+    shape = (batch, length, groups, heads // groups if groups else 0, state)
+    return grad.reshape(shape).sum(axis=3)
+
+
+def adjoint(x, step, A, rate, B, C, first, states, pieces, g, grad_last):
+    """Gradients by x, the step sizes, A, B, C of each head, and the states before; decays are of ``rate``."""
+    dx, dstep, dA = np.zeros(x.shape), np.zeros(step.shape), np.zeros(A.shape)
     dB, dC, dfirst = np.zeros(B.shape), np.zeros(C.shape), np.zeros(first.shape)
     for row, start, end, begin, keep in pieces:
         dh = np.zeros(first.shape[1:])
-        if grad_final_states is not None and keep is not None:
-            dh = np.asarray(grad_final_states[keep], dtype=np.float64).copy()
+        if grad_last is not None and keep is not None:
+            dh = np.asarray(grad_last[keep], dtype=np.float64).copy()
         for t in reversed(range(start, end)):
             before = states[row, t - 1] if t > start else np.zeros(dh.shape)
             if t == start and begin is not None:
@@ -166,31 +189,14 @@ def ssd_backward(
             through = (dh * B[row, t][:, None, :]).sum(axis=-1)
             dx[row, t] = step[row, t][:, None] * through
             dB[row, t] = (step[row, t][:, None, None] * x[row, t][:, :, None] * dh).sum(axis=1)
-            decay = np.exp(step[row, t] * A)[:, None, None]
-            da[row, t] = (dh * decay * before).sum(axis=(1, 2))
-            dstep[row, t] = (through * x[row, t]).sum(axis=-1) + A * da[row, t]
+            decay = np.exp(step[row, t] * rate)[:, None, None]
+            da = (dh * decay * before).sum(axis=(1, 2))
+            dA += da * step[row, t]
+            dstep[row, t] = (through * x[row, t]).sum(axis=-1) + A * da
             dh = decay * dh
         if begin is not None:
             dfirst[begin] = dh
-    dD = None
-    if D is not None:
-        dx = dx + D * g
-        dD = (g * x).sum(axis=(0, 1))
-        dD = dD.sum(axis=1) if len(skip_shape) == 1 else dD
-    ddt = dstep * slope
-    shared = [v.reshape(*v.shape[:2], groups, -1, v.shape[3]).sum(axis=3) if v.size else v for v in (dB, dC)]
-    if groups == 0 or not dB.size:
-        shared = [np.zeros((*v.shape[:2], groups, v.shape[3])) for v in (dB, dC)]
-    return (
-        dx,
-        ddt,
-        (da * step).sum(axis=(0, 1)),
-        *shared,
-        dD,
-        dz,
-        None if dt_bias is None else ddt.sum(axis=(0, 1)),
-        None if initial_states is None else dfirst,
-    )
+    return dx, dstep, dA, dB, dC, dfirst
 
 
 def forward_bounds(
@@ -252,3 +258,70 @@ def forward_bounds(
         gate = np.abs(z * sigmoid(z))
         bound = (bound + 6 * eps * y) * gate + tiny * y
     return bound, last
+
+
+def backward_bounds(
+    eps,
+    grad_out,
+    x,
+    dt,
+    A,
+    B,
+    C,
+    chunk_size=None,
+    D=None,
+    z=None,
+    dt_bias=None,
+    dt_softplus=False,
+    initial_states=None,
+    seq_idx=None,
+    *,
+    grad_final_states=None,
+    cu_seqlens=None,
+    dt_limit=(0.0, np.inf),
+):
+    """Largest errors of the gradients, for rates that are not positive.
+
+    Every gradient is a sum of products, so it is off by so many roundings of the same sum over magnitudes, and by what
+    its decays are off: ``(off + 4) s`` roundings of ``exp(-s)``, at most ``2 / e`` of ``exp(-s / 2)``. So the sum over
+    magnitudes is taken with half of the rates. That of ``D`` has a term for each token.
+    """
+    groups, skip_shape = B.shape[2], None if D is None else np.shape(D)
+    x, dt, A, B, C, D, z, dt_bias, first = _arguments(
+        x, dt, A, B, C, D, z, dt_bias, initial_states, cu_seqlens
+    )
+    raw = dt if dt_bias is None else dt + dt_bias
+    step, slope = step_sizes(dt, dt_bias, dt_softplus, dt_limit)
+    off = 3 + (np.abs(raw).max(initial=0) if dt_softplus else 0)
+    chunk = min(64 if chunk_size is None else chunk_size, 256)
+    count = 2 * (B.shape[3] + x.shape[3] + 3 * chunk + x.shape[2]) + 12 * (x.shape[1] // chunk) + 60
+    roundings = eps * (count + 2 * off + 0.75 * (off + 4))
+    tiny = 4 * np.finfo(np.float32 if eps > 1e-10 else np.float64).tiny
+    pieces = sequences(*x.shape[:2], seq_idx, cu_seqlens)
+    x, B, C, first, g = (np.abs(v) for v in (x, B, C, first, np.asarray(grad_out, dtype=np.float64)))
+    last = None if grad_final_states is None else np.abs(grad_final_states)
+    total = None
+    for rate, factor in ((A / 2, roundings), (np.zeros(A.shape), tiny)):
+        y, _, states = scan(x, step * rate, step, B, C, first, pieces)
+        dz, before = None, g
+        skip = 0 if D is None else np.abs(D)
+        if z is not None:
+            gate = sigmoid(z)
+            dz = g * (y + skip * x) * gate * (1 + np.abs(z) * (1 - gate))
+            before = g * np.abs(z) * gate
+        grads = adjoint(x, step, np.abs(A), rate, B, C, first, states, pieces, before, last)
+        dx, dstep, dA, dB, dC, dfirst = grads
+        ddt = dstep * slope
+        dD = None if D is None else _skip_sum(before * x, skip_shape) * (1 + x.shape[0] * x.shape[1] / count)
+        dB, dC = (_over_heads(v, groups) for v in (dB, dC))
+        dbias = None if dt_bias is None else ddt.sum(axis=(0, 1))
+        found = [dx + skip * before, ddt, dA, dB, dC, dD, dz, dbias, dfirst]
+        found = [None if v is None else factor * v for v in found]
+        total = (
+            found
+            if total is None
+            else [None if v is None else v + w for v, w in zip(total, found, strict=True)]
+        )
+    if initial_states is None:
+        total[-1] = None
+    return total

@@ -16,4 +16,5 @@ from ._nn import layer_norm as layer_norm
 from ._nn import linear as linear
 from ._nn import rms_norm as rms_norm
 from ._nn import silu as silu
+from ._ssd import ssd as ssd
 from ._transformer import transformer_block as transformer_block

@@ -31,5 +31,7 @@ from .rotary import Rotary as Rotary
 from .rotary import rotary as rotary
 from .scoring import alibi_slopes as alibi_slopes
 from .scoring import attention_dropout_mask as attention_dropout_mask
+from .ssd import SSDGrads as SSDGrads
 from .ssd import ssd as ssd
+from .ssd import ssd_backward as ssd_backward
 from .ssd import ssd_state_update as ssd_state_update

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from ._packed import check_packing
 from ._tensor import finish, place, tensor
 
-__all__ = ["ssd", "ssd_state_update"]
+__all__ = ["SSDGrads", "ssd", "ssd_backward", "ssd_state_update"]
 
 Array = NDArray[Any]
 Limit = tuple[float, float]
@@ -24,6 +24,20 @@ Limit = tuple[float, float]
 #: Tokens of a chunk where none is asked for: the fastest of 32, 64, 96, 128 and 256 at S 128 and P 64.
 _CHUNK = 64
 _NO_LIMIT = (0.0, math.inf)
+
+
+class SSDGrads(NamedTuple):
+    """Gradients of :func:`ssd`, each shaped like its argument; None where there was none."""
+
+    x: Array
+    dt: Array
+    A: Array
+    B: Array
+    C: Array
+    D: Array | None
+    z: Array | None
+    dt_bias: Array | None
+    initial_states: Array | None
 
 
 def _limit(value: Sequence[float]) -> Limit:
@@ -232,6 +246,82 @@ def ssd(
     if return_checkpoints:
         results.append(kept)
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def ssd_backward(
+    grad_out: ArrayLike,
+    x: ArrayLike,
+    dt: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    chunk_size: int | None = None,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
+    dt_bias: ArrayLike | None = None,
+    dt_softplus: bool = False,
+    initial_states: ArrayLike | None = None,
+    seq_idx: ArrayLike | None = None,
+    *,
+    grad_final_states: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    dt_limit: Sequence[float] = _NO_LIMIT,
+    checkpoints: ArrayLike | None = None,
+) -> SSDGrads:
+    """Return the gradients of :func:`ssd` by all that it reads.
+
+    States are computed again from those at the begin of every 1,024 tokens: memory beyond inputs and
+    gradients is a state for each of these, and what one of them takes. Where a limit holds a step size,
+    ``dt`` has no gradient. Deterministic, and the same bits with any number of threads.
+
+    Parameters
+    ----------
+    grad_out : array (B, L, H, P)
+        Gradient by ``y``.
+    x, dt, A, B, C, chunk_size, D, z, dt_bias, dt_softplus, initial_states, seq_idx, cu_seqlens, dt_limit
+        As given to :func:`ssd`.
+    grad_final_states : array (B, H, P, S) or (n, H, P, S), optional
+        Gradient by the states that :func:`ssd` left; zero where None.
+    checkpoints : array, optional
+        As :func:`ssd` returned them for the same arguments; computed again where None.
+
+    Returns
+    -------
+    SSDGrads
+        ``(x, dt, A, B, C, D, z, dt_bias, initial_states)``, the last four None where the argument was.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where an argument does not fit; the message names it.
+
+    References
+    ----------
+    Dao and Gu 2024, arXiv:2405.21060.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sensorium.ops import ssd_backward
+    >>> one = np.ones((1, 3, 1, 1))
+    >>> ssd_backward(one, one, np.ones((1, 3, 1)), -np.log([2.0]), one, one).x[0, :, 0, 0]
+    array([1.75, 1.5 , 1.  ])
+    """
+    call = _call(
+        x, dt, A, B, C, chunk_size, D, z, dt_bias, dt_softplus, initial_states, seq_idx, cu_seqlens, dt_limit
+    )
+    grad_out = _rows("grad_out", grad_out)
+    grad_final_states = _optional("grad_final_states", grad_final_states)
+    checkpoints = _optional("checkpoints", checkpoints)
+    _same_dtype(call.x.dtype, grad_out=grad_out, grad_final_states=grad_final_states, checkpoints=checkpoints)
+    if grad_out.shape != call.x.shape:
+        raise ShapeError(f"grad_out has shape {grad_out.shape}, expected {call.x.shape} to fit x")
+    if grad_final_states is not None and grad_final_states.shape != call.states:
+        raise ShapeError(f"grad_final_states has shape {grad_final_states.shape}, expected {call.states}")
+    grads = _core.ssd_backward(
+        grad_out, grad_final_states, call.five, call.options, call.steps, call.packing, checkpoints
+    )
+    return SSDGrads(*grads)
 
 
 def ssd_state_update(

@@ -36,7 +36,7 @@ mod _core {
     #[pymodule_export]
     use super::rotary::rotary;
     #[pymodule_export]
-    use super::ssd::{ssd_forward, ssd_step};
+    use super::ssd::{ssd_backward, ssd_forward, ssd_step};
     use pyo3::prelude::*;
     use sensorium_core::{Level, isa, threads};
 

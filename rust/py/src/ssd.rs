@@ -7,7 +7,7 @@ use crate::tensor::{borrow, measure};
 use numpy::{Element, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use sensorium_core::Float;
-use sensorium_scan::ssd::{self, Dims, Inputs, Rows, Steps, Token};
+use sensorium_scan::ssd::{self, Dims, Grads, Inputs, Rows, Steps, Token, Upstream};
 
 type Array<'py> = Bound<'py, PyAny>;
 type Maybe<'py> = Option<Bound<'py, PyAny>>;
@@ -157,6 +157,73 @@ pub(crate) fn ssd_forward<'py>(
         let states = kept.as_mut().map(Output::as_slice_mut);
         door::run(py, || ssd::forward(dims, &sequences, chunk, &inputs, y, last, states))?;
         Ok(kept.map(Output::into_any))
+    })
+}
+
+/// Gradients by `x`, `dt`, `A`, `B`, `C`, and by `D`, `z`, `dt_bias` and the initial states where there are any.
+type AllGrads<'py> = (
+    Array<'py>,
+    Array<'py>,
+    Array<'py>,
+    Array<'py>,
+    Array<'py>,
+    Maybe<'py>,
+    Maybe<'py>,
+    Maybe<'py>,
+    Maybe<'py>,
+);
+
+/// The gradients of what [`ssd_forward`] writes, given those of `out` and, maybe, of the last states.
+#[pyfunction]
+pub(crate) fn ssd_backward<'py>(
+    py: Python<'py>,
+    grad_out: Array<'py>,
+    grad_last: Maybe<'py>,
+    five: Five<'py>,
+    options: Options<'py>,
+    steps: StepRow,
+    packing: Packing<'py>,
+    kept: Maybe<'py>,
+) -> PyResult<AllGrads<'py>> {
+    by_dtype!(&five.0, T => {
+        let given = Given::<T>::new(&five, &options, steps)?;
+        let dims = given.dims()?;
+        let sequences = sequences(dims.batch, dims.length, packing.0.as_ref(), packing.1.as_ref())?;
+        let grad_out = Tensor::<T>::new("grad_out", &grad_out)?;
+        if grad_out.shape != dims.tokens() {
+            return Err(wrong("grad_out", &grad_out.shape, &dims.tokens()));
+        }
+        let grad_last = optional::<T>("grad_final_states", grad_last.as_ref())?;
+        let kept = optional::<T>("checkpoints", kept.as_ref())?;
+        let inputs = given.inputs()?;
+        let fresh = |shape: &[usize]| Output::<T>::new(py, shape);
+        let mut x = fresh(&dims.tokens());
+        let (mut dt, mut a) = (fresh(given.dt.shape()), fresh(given.a.shape()));
+        let (mut b, mut c) = (fresh(&dims.inner()), fresh(&dims.inner()));
+        let mut skip = given.skip.as_ref().map(|d| fresh(d.shape()));
+        let mut gate = given.gate.as_ref().map(|_| fresh(&dims.tokens()));
+        let mut bias = given.bias.as_ref().map(|bias| fresh(bias.shape()));
+        let mut initial = given.initial.as_ref().map(|initial| fresh(initial.shape()));
+        let grads = Grads {
+            x: x.as_slice_mut(),
+            dt: dt.as_slice_mut(),
+            a: a.as_slice_mut(),
+            b: b.as_slice_mut(),
+            c: c.as_slice_mut(),
+            skip: skip.as_mut().map(Output::as_slice_mut),
+            gate: gate.as_mut().map(Output::as_slice_mut),
+            bias: bias.as_mut().map(Output::as_slice_mut),
+            initial: initial.as_mut().map(Output::as_slice_mut),
+        };
+        let upstream = Upstream {
+            y: grad_out.rows("grad_out")?,
+            last: grad_last.as_ref().map(Input::as_slice),
+            checkpoints: kept.as_ref().map(Input::as_slice),
+        };
+        door::run(py, || ssd::backward(dims, &sequences, packing.2, &inputs, upstream, grads))?;
+        let any = |output: Option<Output<'py, T>>| output.map(Output::into_any);
+        let five = (x.into_any(), dt.into_any(), a.into_any(), b.into_any(), c.into_any());
+        Ok((five.0, five.1, five.2, five.3, five.4, any(skip), any(gate), any(bias), any(initial)))
     })
 }
 

@@ -78,7 +78,6 @@ impl<T: Float> Steps<'_, T> {
         }
     }
 
-    #[allow(dead_code)] // For backward.
     /// The derivative of a vector of step sizes by `dt`, given `raw`; 0 where a limit holds it.
     #[inline(always)]
     pub(super) fn slope<S: Simd<T>>(&self, s: S, raw: S::V) -> S::V {
@@ -188,7 +187,6 @@ impl<T: Float> Decays<T> {
         decay(s, s.add(s.sub(high, from_high), s.sub(low, from_low)), self.grows)
     }
 
-    #[allow(dead_code)] // For backward.
     /// Decays from one token, whose running sum is given, to the vector of tokens at `t`.
     ///
     /// # Safety

@@ -45,17 +45,32 @@ pub fn forward<T: Float>(
         check_len("final_states", last, states_len(dims, sequences, "final_states")?)?;
     }
     let chunks = Chunks::new(sequences, chunk);
-    let Dims { batch, heads, width, groups, state, .. } = dims;
-    let state_size = state * padded(width);
     if let Some(checkpoints) = &checkpoints {
-        check_len("checkpoints", checkpoints, chunks.windows * batch * heads * state_size)?;
+        let want = chunks.windows * dims.batch * dims.heads * dims.state * padded(dims.width);
+        check_len("checkpoints", checkpoints, want)?;
     }
     let last = last.map(|last| {
         empty_sequences(dims, sequences, inputs.initial, last);
         Shared(last.as_mut_ptr())
     });
+    let checkpoints = checkpoints.map(|c| Shared(c.as_mut_ptr()));
+    walk(dims, &chunks, inputs, Some(Shared(y.as_mut_ptr())), last, checkpoints);
+    Ok(())
+}
+
+/// Goes through all chunks, and writes what is asked for.
+pub(super) fn walk<T: Float>(
+    dims: Dims,
+    chunks: &Chunks,
+    inputs: &Inputs<'_, T>,
+    y: Option<Shared<T>>,
+    last: Option<Shared<T>>,
+    checkpoints: Option<Shared<T>>,
+) {
+    let Dims { batch, heads, width, groups, state, .. } = dims;
+    let state_size = state * padded(width);
     if batch * heads * width == 0 {
-        return Ok(());
+        return;
     }
     let square = chunks.longest * padded(chunks.longest);
     let slots = batch * groups * chunks.window;
@@ -65,33 +80,32 @@ pub fn forward<T: Float>(
     let mut scratch = Scratch::new::<T>(&sizes);
     let squares = Shared(scratch.take::<T>(sizes[0]));
     let carried = (carried > 0).then(|| Shared(scratch.take::<T>(sizes[1])));
-    let y = Shared(y.as_mut_ptr());
-    let checkpoints = checkpoints.map(|c| Shared(c.as_mut_ptr()));
     for from in (0..chunks.windows).step_by(span) {
         let windows = from..(from + span).min(chunks.windows);
         let most = span * chunks.window;
-        let places = Squares { dims, data: squares, square, most };
-        places.fill(&chunks, windows.clone(), (&inputs.c, &inputs.b), Half::Lower);
+        let places = Squares { dims, data: squares, square, most, first: 0, rows: batch };
+        if y.is_some() {
+            places.fill(chunks, windows.clone(), (&inputs.c, &inputs.b), Half::Lower);
+        }
         let tokens = most * chunks.longest;
         let work = tokens * width * (2 * state + chunks.longest / 2);
         threads::for_each(batch * heads, work, |task| {
             let (row, head) = (task / heads, task % heads);
             T::dispatch(Walk {
                 dims,
-                chunks: &chunks,
+                chunks,
                 windows: windows.clone(),
                 inputs,
                 row,
                 head,
                 squares: places,
                 carried: carried.map(|carried| carried.at(task * state_size)),
-                y: y.at((row * dims.length * heads + head) * width),
+                y: y.map(|y| y.at((row * dims.length * heads + head) * width)),
                 last,
                 checkpoints,
             });
         });
     }
-    Ok(())
 }
 
 /// The states that empty sequences leave: those that they begin from.
@@ -121,13 +135,16 @@ pub(super) struct Squares<T> {
     pub(super) square: usize,
     /// Most chunks of a row.
     pub(super) most: usize,
+    /// Rows that have some, from the first on.
+    pub(super) first: usize,
+    pub(super) rows: usize,
 }
 
 impl<T: Float> Squares<T> {
     /// The square of a group and of the chunk `slot` of those windows; rows are [`padded`].
     #[inline(always)]
     pub(super) fn of(&self, row: usize, group: usize, slot: usize) -> *mut T {
-        self.data.at(((row * self.dims.groups + group) * self.most + slot) * self.square)
+        self.data.at((((row - self.first) * self.dims.groups + group) * self.most + slot) * self.square)
     }
 
     /// Computes one half of them: products of rows of `left` and `right`.
@@ -138,11 +155,11 @@ impl<T: Float> Squares<T> {
         (left, right): (&Rows<'_, T>, &Rows<'_, T>),
         wanted: Half,
     ) {
-        let Dims { batch, groups, state, .. } = self.dims;
+        let Dims { groups, state, .. } = self.dims;
         let work = chunks.longest * chunks.longest * state;
-        threads::for_each(batch * groups * self.most, work, |task| {
+        threads::for_each(self.rows * groups * self.most, work, |task| {
             let (row, group, slot) =
-                (task / (groups * self.most), task / self.most % groups, task % self.most);
+                (self.first + task / (groups * self.most), task / self.most % groups, task % self.most);
             if let Some(chunk) = chunks.of_windows(row, windows.start, windows.end).get(slot) {
                 T::dispatch(Square {
                     left: matrix(left, row, chunk, group),
@@ -206,8 +223,8 @@ struct Walk<'a, T> {
     squares: Squares<T>,
     /// Where the state is left for the next windows.
     carried: Option<*mut T>,
-    /// The row of the first token.
-    y: *mut T,
+    /// The row of the first token; only states are wanted where there is none.
+    y: Option<*mut T>,
     last: Option<Shared<T>>,
     checkpoints: Option<Shared<T>>,
 }
@@ -312,37 +329,17 @@ impl<T: Float> Walk<'_, T> {
             }
             let (b, c) =
                 (matrix(&inputs.b, self.row, chunk, group), matrix(&inputs.c, self.row, chunk, group));
-            weigh(s, self.squares.of(self.row, group, slot), &buffers.decays, len, buffers.weights);
-            let read = Operands {
-                a: c.data,
-                row: c.stride,
-                col: 1,
-                b: buffers.state,
-                ldb: wide,
-                n: if some { state } else { 0 },
-            };
-            Product {
-                factor: buffers.decays.before,
-                second: Operands {
-                    a: buffers.weights,
-                    row: padded(len),
-                    col: 1,
-                    b: x.data,
-                    ldb: x.stride,
-                    n: len,
-                },
-                half: Half::Lower,
-                ..Product::new(read, buffers.y, wide, len, width)
+            if let Some(y) = self.y {
+                self.read(s, buffers, (slot, chunk), (x, c), some);
+                self.finish(s, buffers, x, chunk, y);
             }
-            .run();
-            self.finish(s, buffers, x, chunk);
             let kept = self.last.and_then(|last| Some((last, chunk.kept?)));
             if chunk.last && kept.is_none() {
                 return;
             }
             scale_rows(s, x, &buffers.decays, len, wide, buffers.left);
             let added = Operands { a: b.data, row: 1, col: b.stride, b: buffers.left, ldb: wide, n: len };
-            let start = if some { Start::Scaled(buffers.decays.whole) } else { Start::Zero };
+            let start = if some { Start::Scaled(buffers.decays.whole, buffers.state) } else { Start::Zero };
             Product { start, ..Product::new(added, buffers.state, wide, state, width) }.run();
             if let Some((last, kept)) = kept {
                 let to = last.at((kept * heads + self.head) * width * state);
@@ -351,9 +348,37 @@ impl<T: Float> Walk<'_, T> {
         }
     }
 
+    /// What the state before the chunk and the chunk itself give.
+    #[inline(always)]
+    unsafe fn read<S: Simd<T>>(
+        &self,
+        s: S,
+        buffers: &Buffers<T>,
+        (slot, chunk): (usize, &Chunk),
+        (x, c): (Matrix<T>, Matrix<T>),
+        some: bool,
+    ) {
+        let (len, wide) = (chunk.len, padded(self.dims.width));
+        let group = self.head / self.dims.heads_of_group();
+        let n = if some { self.dims.state } else { 0 };
+        // SAFETY: as the caller vouches.
+        unsafe {
+            weigh(s, self.squares.of(self.row, group, slot), &buffers.decays, len, buffers.weights);
+            let read = Operands { a: c.data, row: c.stride, col: 1, b: buffers.state, ldb: wide, n };
+            let (a, row) = (buffers.weights, padded(len));
+            Product {
+                factor: buffers.decays.before,
+                second: Operands { a, row, col: 1, b: x.data, ldb: x.stride, n: len },
+                half: Half::Lower,
+                ..Product::new(read, buffers.y, wide, len, self.dims.width)
+            }
+            .run();
+        }
+    }
+
     /// `(y + D x) silu(z)`.
     #[inline(always)]
-    unsafe fn finish<S: Simd<T>>(&self, s: S, buffers: &Buffers<T>, x: Matrix<T>, chunk: &Chunk) {
+    unsafe fn finish<S: Simd<T>>(&self, s: S, buffers: &Buffers<T>, x: Matrix<T>, chunk: &Chunk, y: *mut T) {
         let Dims { heads, width, .. } = self.dims;
         let wide = padded(width);
         let gate = match &self.inputs.gate {
@@ -364,7 +389,7 @@ impl<T: Float> Walk<'_, T> {
         for i in 0..chunk.len {
             // SAFETY: as the caller vouches.
             unsafe {
-                let to = self.y.add((chunk.start + i) * heads * width);
+                let to = y.add((chunk.start + i) * heads * width);
                 let mut j = 0;
                 while j < width {
                     let n = S::LANES.min(width - j);
@@ -470,8 +495,11 @@ unsafe fn weigh<T: Float, S: Simd<T>>(s: S, square: *const T, decays: &Decays<T>
 }
 
 /// `out_j = x_j dt_j exp(s_last - s_j)`.
+///
+/// # Safety
+/// Both have the rows of the chunk, padded.
 #[inline(always)]
-unsafe fn scale_rows<T: Float, S: Simd<T>>(
+pub(super) unsafe fn scale_rows<T: Float, S: Simd<T>>(
     s: S,
     x: Matrix<T>,
     decays: &Decays<T>,

@@ -14,6 +14,7 @@
 //! | what the state before the chunk gives | `S P` |
 //! | what the chunk adds to the state | `S P` |
 
+mod backward;
 mod chunks;
 mod decay;
 mod forward;
@@ -25,6 +26,7 @@ mod tile;
 use crate::Sequences;
 use sensorium_core::{Error, Float, Result, error::check_len, error::product};
 
+pub use backward::{Grads, Upstream, backward};
 pub use decay::Steps;
 pub use forward::{checkpoints, forward};
 pub use rows::Rows;

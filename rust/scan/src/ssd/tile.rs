@@ -32,7 +32,6 @@ pub(super) enum Half {
     /// Column up to row.
     Lower,
     /// Column from row on.
-    #[allow(dead_code)] // For backward.
     Upper,
 }
 
@@ -41,8 +40,8 @@ pub(super) enum Half {
 pub(super) enum Start<T> {
     /// Nothing: `C` is overwritten.
     Zero,
-    /// `C` times a number.
-    Scaled(T),
+    /// A matrix with rows as far apart as those of `C`, times a number.
+    Scaled(T, *const T),
 }
 
 /// A product of elements `c[i * ldc + j]`.
@@ -198,14 +197,16 @@ impl<T: Float> Product<T> {
                 }
             }
             for r in 0..MR {
-                let c = self.c.add((i + r) * self.ldc + j);
+                let at = (i + r) * self.ldc + j;
                 for v in 0..NR {
-                    let c = c.add(v * S::LANES);
+                    let at = at + v * S::LANES;
                     let value = match self.start {
                         Start::Zero => acc[r][v],
-                        Start::Scaled(factor) => s.mul_add(s.splat(factor), s.load_ptr(c), acc[r][v]),
+                        Start::Scaled(factor, from) => {
+                            s.mul_add(s.splat(factor), s.load_ptr(from.add(at)), acc[r][v])
+                        }
                     };
-                    s.store_ptr(c, value);
+                    s.store_ptr(self.c.add(at), value);
                 }
             }
         }
@@ -293,7 +294,7 @@ mod tests {
                         factor: factor.as_ptr(),
                         second: Operands { a: a2.as_ptr(), row: n, col: 1, b: b2.as_ptr(), ldb: ld, n },
                         half,
-                        start: Start::Scaled(2.0),
+                        start: Start::Scaled(2.0, c.as_ptr()),
                         ..Product::new(first, c.as_mut_ptr(), ld, rows, columns)
                     };
                     // SAFETY: the sizes are those of the buffers.
