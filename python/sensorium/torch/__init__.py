@@ -28,3 +28,5 @@ from ._nn import linear as linear
 from ._nn import rms_norm as rms_norm
 from ._nn import silu as silu
 from ._rotary import rotary as rotary
+from ._ssd import ssd as ssd
+from ._ssd import ssd_state_update as ssd_state_update

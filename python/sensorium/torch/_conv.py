@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import ops
 from .._validate import check_dims
-from ._register import Tensor, check_float, define, differentiable, empty_like, or_empty
+from ._register import Tensor, check_float, define, differentiable, empty_like, or_empty, without_dispatch
 
 __all__ = ["causal_conv1d", "causal_conv1d_update"]
 
@@ -136,3 +136,8 @@ def causal_conv1d_update(
     (tensor([[7.]]), tensor([[[2., 4.]]]))
     """
     return _causal_conv1d_update(x, state, weight, bias, activation)
+
+
+def conv_step(x: Tensor, state: Tensor, *inputs: Any) -> Tensor:
+    """Take a step on plain tensors, with the arguments of the operator."""
+    return without_dispatch(_causal_conv1d_update, x, state, *inputs)
