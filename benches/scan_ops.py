@@ -97,6 +97,7 @@ def there(name: str) -> bool:
 
 def calls(name: str, length: int) -> dict[str, Callable[[], Any]]:
     """Forward, and forward and backward, of an operation."""
+    from scan_peers._row import forward_and_backward
     from sensorium import ops
 
     operation = OPERATIONS[name]
@@ -109,8 +110,7 @@ def calls(name: str, length: int) -> dict[str, Callable[[], Any]]:
         return [run(**given, **operation.options)]
 
     def both() -> Any:
-        y = run(**given, **operation.options)
-        grads = back(grad_out, **given, **operation.options)
+        y, grads = forward_and_backward(run, back, grad_out, given | operation.options)
         return [y, *(g for g in grads if g is not None)]
 
     return {"forward": forward, "both": both}

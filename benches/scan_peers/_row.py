@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +58,59 @@ class Row:
     def results(self, value: Any) -> dict[str, Any]:
         """Return the arrays of a call by name."""
         return {"y": np.asarray(value)} if self.passes_asked != "both" else dict(value)
+
+
+class Package(Row):
+    """A function of `sensorium.ops`, its gradients from what the forward keeps, and its step."""
+
+    title = "sensorium"
+    #: Names of the functions.
+    scan, update = "", ""
+    options: ClassVar[dict[str, Any]] = {}
+    step_options: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def name_of(cls, arrays: Arrays) -> str:
+        """Name of the function for those arrays."""
+        return cls.scan
+
+    @classmethod
+    def takes(cls, arrays: Arrays, passes: str) -> bool:
+        from sensorium import ops
+
+        name = cls.name_of(arrays)
+        wanted = {"forward": name, "both": f"{name}_backward", "step": cls.update}[passes]
+        return passes in cls.passes and hasattr(ops, wanted)
+
+    def prepare(self) -> None:
+        from sensorium import ops
+
+        self.given = {name: np.array(x) for name, x in self.arrays.items()}
+        self.grad_out = self.given.pop("grad_out", None)
+        name = self.name_of(self.arrays)
+        self.run, self.back = getattr(ops, name), getattr(ops, f"{name}_backward", None)
+        self.one = getattr(ops, self.update, None)
+
+    def forward(self) -> Any:
+        return self.run(**self.given, **self.options)
+
+    def both(self) -> Any:
+        return forward_and_backward(self.run, self.back, self.grad_out, self.given | self.options)[1]
+
+    def step(self) -> Any:
+        assert self.one is not None
+        return self.one(**self.given, **self.step_options)
+
+    def results(self, value: Any) -> dict[str, Any]:
+        return value._asdict() if self.passes_asked == "both" else {"y": value}
+
+
+def forward_and_backward(run: Any, back: Any, grad_out: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+    """Call an operation and its gradients, which take what the forward keeps for them where it keeps any."""
+    if "return_checkpoints" in inspect.signature(run).parameters:
+        y, kept = run(**given, return_checkpoints=True)
+        return y, back(grad_out, **given, checkpoints=kept)
+    return run(**given), back(grad_out, **given)
 
 
 class TorchRow(Row):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scan_peers import ggml
-from scan_peers._row import Arrays, JaxRow, Row, TorchRow
+from scan_peers._row import Arrays, JaxRow, Package, Row, TorchRow
 
 #: Steps of which NumPy keeps the states at a time while it goes backward.
 CHUNK = 64
@@ -65,45 +65,17 @@ def sigmoid(x: Any) -> Any:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-class Sensorium(Row):
+#: Inputs in the order of their gradients.
+GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
+
+class Sensorium(Package):
     """The package."""
 
-    title = "sensorium"
     passes = ("forward", "both", "step")
-
-    @classmethod
-    def takes(cls, arrays: Arrays, passes: str) -> bool:
-        from sensorium import ops
-
-        names = {
-            "forward": "selective_scan",
-            "both": "selective_scan_backward",
-            "step": "selective_state_update",
-        }
-        return hasattr(ops, names[passes])
-
-    def prepare(self) -> None:
-        from sensorium import ops
-
-        given = {name: np.array(x) for name, x in self.arrays.items()}
-        self.grad_out, self.given = given.pop("grad_out", None), given
-        self.scan, self.backward, self.update = (
-            getattr(ops, name, None)
-            for name in ("selective_scan", "selective_scan_backward", "selective_state_update")
-        )
-
-    def forward(self) -> Any:
-        return self.scan(**self.given, delta_softplus=True)
-
-    def both(self) -> Any:
-        self.scan(**self.given, delta_softplus=True)
-        return self.backward(self.grad_out, **self.given, delta_softplus=True)
-
-    def step(self) -> Any:
-        return self.update(**self.given, dt_softplus=True)
-
-    def results(self, value: Any) -> dict[str, Any]:
-        return value._asdict() if self.passes_asked == "both" else {"y": value}
+    scan, update = "selective_scan", "selective_state_update"
+    options: ClassVar[dict[str, Any]] = {"delta_softplus": True}
+    step_options: ClassVar[dict[str, Any]] = {"dt_softplus": True}
 
 
 class NumPy(Row):
@@ -384,7 +356,8 @@ class Ggml(Row):
             x, dt = a["u"].transpose(0, 2, 1)[..., None], a["delta"].transpose(0, 2, 1)
             b, c = (a[name].transpose(0, 2, 1)[:, :, None] for name in "BC")
             state = np.zeros((len(x), x.shape[2], 1, a["A"].shape[1]), np.float32)
-        self.graph = ggml.Scan(state, x, dt, a["A"], b, c, self.threads)
+        make = ggml.quickest if self.passes_asked == "step" else ggml.Scan
+        self.graph = make(state, x, dt, a["A"], b, c, threads=self.threads)
 
     def forward(self) -> Any:
         self.graph.compute()

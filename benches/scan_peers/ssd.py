@@ -8,12 +8,12 @@ H, P, S)``, ``x`` ``(B, H, P)``, ``dt`` ``(B, H)``, ``A``, ``B``, ``C`` ``(B, G,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from scan_peers import ggml
-from scan_peers._row import Arrays, JaxRow, Row, TorchRow
+from scan_peers._row import Arrays, JaxRow, Package, Row, TorchRow
 from scan_peers.selective import sigmoid, softplus
 
 
@@ -62,40 +62,17 @@ def step_arrays(
     return {name: x.astype(dtype) for name, x in given.items()}
 
 
-class Sensorium(Row):
+#: Inputs in the order of their gradients.
+GRADIENTS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")
+
+
+class Sensorium(Package):
     """The package."""
 
-    title = "sensorium"
     passes = ("forward", "both", "step")
-
-    @classmethod
-    def takes(cls, arrays: Arrays, passes: str) -> bool:
-        from sensorium import ops
-
-        names = {"forward": "ssd", "both": "ssd_backward", "step": "ssd_state_update"}
-        return hasattr(ops, names[passes])
-
-    def prepare(self) -> None:
-        from sensorium import ops
-
-        given = {name: np.array(x) for name, x in self.arrays.items()}
-        self.grad_out, self.given = given.pop("grad_out", None), given
-        self.scan, self.backward, self.update = (
-            getattr(ops, name, None) for name in ("ssd", "ssd_backward", "ssd_state_update")
-        )
-
-    def forward(self) -> Any:
-        return self.scan(**self.given, dt_softplus=True)
-
-    def both(self) -> Any:
-        self.scan(**self.given, dt_softplus=True)
-        return self.backward(self.grad_out, **self.given, dt_softplus=True)
-
-    def step(self) -> Any:
-        return self.update(**self.given, dt_softplus=True)
-
-    def results(self, value: Any) -> dict[str, Any]:
-        return value._asdict() if self.passes_asked == "both" else {"y": value}
+    scan, update = "ssd", "ssd_state_update"
+    options: ClassVar[dict[str, Any]] = {"dt_softplus": True}
+    step_options: ClassVar[dict[str, Any]] = {"dt_softplus": True}
 
 
 class NumPy(Row):
@@ -260,7 +237,8 @@ class Ggml(Row):
             x, dt, b, c = (array[:, None] for array in (x, dt, b, c))
         else:
             state = np.zeros((len(x), *x.shape[2:], b.shape[-1]), np.float32)
-        self.graph = ggml.Scan(state, x, dt, a["A"][:, None], b, c, self.threads)
+        make = ggml.quickest if self.passes_asked == "step" else ggml.Scan
+        self.graph = make(state, x, dt, a["A"][:, None], b, c, threads=self.threads)
 
     def forward(self) -> Any:
         self.graph.compute()

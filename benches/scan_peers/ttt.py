@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from scan_peers._row import Arrays, JaxRow, Row, TorchRow
+from scan_peers._row import Arrays, JaxRow, Package, Row, TorchRow
 
 SIZE, EPS = 16, 1e-6
 #: The tanh form of GELU.
@@ -41,34 +41,18 @@ def arrays(
     return {name: x.astype(dtype) for name, x in given.items()}
 
 
-class Sensorium(Row):
+#: Inputs in the order of their gradients.
+GRADIENTS: tuple[str, ...] = ()
+
+
+class Sensorium(Package):
     """The package."""
 
-    title = "sensorium"
+    options: ClassVar[dict[str, Any]] = {"mini_batch_size": SIZE, "eps": EPS}
 
     @classmethod
-    def takes(cls, arrays: Arrays, passes: str) -> bool:
-        from sensorium import ops
-
-        return hasattr(ops, "ttt_mlp_backward" if "W1" in arrays else "ttt_linear_backward")
-
-    def prepare(self) -> None:
-        from sensorium import ops
-
-        name = "ttt_mlp" if "W1" in self.arrays else "ttt_linear"
-        self.scan, self.backward = getattr(ops, name), getattr(ops, f"{name}_backward")
-        self.given = {name: np.array(x) for name, x in self.arrays.items()}
-        self.grad_out = self.given.pop("grad_out", None)
-
-    def forward(self) -> Any:
-        return self.scan(**self.given, mini_batch_size=SIZE, eps=EPS)
-
-    def both(self) -> Any:
-        self.forward()
-        return self.backward(self.grad_out, **self.given, mini_batch_size=SIZE, eps=EPS)
-
-    def results(self, value: Any) -> dict[str, Any]:
-        return value._asdict() if self.passes_asked == "both" else {"y": value}
+    def name_of(cls, arrays: Arrays) -> str:
+        return "ttt_mlp" if "W1" in arrays else "ttt_linear"
 
 
 def norm(x: Any, a: Any) -> tuple[Any, Any, Any]:
