@@ -57,7 +57,7 @@ def as_floats(**arrays: ArrayLike) -> list[NDArray[np.floating]]:
     """
     values = list(arrays.values())
     if _are_kernel_ready(values):
-        return cast(list[NDArray[np.floating]], values)
+        return cast("list[NDArray[np.floating]]", values)
     out: list[NDArray[np.floating]] = []
     first: tuple[str, np.dtype[Any]] | None = None
     for name, value in arrays.items():
