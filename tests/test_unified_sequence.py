@@ -112,8 +112,8 @@ def test_mask_counts_keep_to_the_least():
     ("tasks", "words"),
     [
         ((("image", "sound"),), r"tasks\[0\] names 'sound', expected one of \['text', 'image'\]"),
-        ((("image",), ()), r"tasks\[1\] must name one or more different modalities"),
-        ((("image", "image"),), r"tasks\[0\] must name one or more different modalities"),
+        ((("image",), ()), r"tasks\[1\] must end in one or more different targets"),
+        ((("text", ("image", "image")),), r"tasks\[0\] must end in one or more different targets"),
     ],
 )
 def test_wrong_tasks(tasks, words):
@@ -123,7 +123,7 @@ def test_wrong_tasks(tasks, words):
 
 def test_wrong_modalities():
     with pytest.raises(
-        ArgumentError, match="kind of text must be one of autoregressive, diffusion, not 'flow'"
+        ArgumentError, match="kind of text must be one of autoregressive, diffusion, readout, not 'flow'"
     ):
         Modality("text", "flow", 3, 3)
     with pytest.raises(ArgumentError, match="image has codes=0, length=2; both must be above 0"):

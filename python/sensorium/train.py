@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import checkpoint, optim
 from ._blas import one_blas_thread
@@ -24,6 +23,7 @@ from .autodiff import value_and_grad
 from .data.corpus import Corpus
 from .errors import ArgumentError, CheckpointError
 from .models.unified import Config, Model, fill_row, init, loss
+from .models.unified.network import decays
 from .models.unified.sequence import cached_row
 from .recipe import Recipe, learning_rate
 
@@ -295,7 +295,7 @@ class _Loop:
             lr=rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            decay=_decays,
+            decay=decays,
             max_norm=recipe.max_norm,
         )
         state.step += 1
@@ -313,8 +313,3 @@ class _Loop:
             **self.losses,
             "examples_per_second": rate,
         }
-
-
-def _decays(name: str, array: NDArray[np.floating]) -> bool:
-    """Whether weight decay holds for a parameter: for the matrices of blocks and heads."""
-    return array.ndim == 2 and not name.startswith(("token", "position", "modality"))

@@ -8,12 +8,13 @@ steps, the most certain codes first (Chang et al., arXiv:2202.04200): after step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._validate import as_indices
 from ...errors import ArgumentError
 from .network import Config, head, logits
 from .reader import Reader
@@ -23,6 +24,11 @@ __all__ = ["generate", "log_likelihood", "sample"]
 
 Params = dict[str, Any]
 Logits = NDArray[np.floating]
+Sources = Mapping[str, Ints] | Sequence[tuple[str, Ints]]
+
+
+def _pairs(sources: Sources) -> list[tuple[str, Ints]]:
+    return list(sources.items()) if isinstance(sources, Mapping) else list(sources)
 
 
 def sample(x: Logits, temperature: float, rng: np.random.Generator) -> Ints:
@@ -50,17 +56,22 @@ class _Predictor:
         self,
         params: Params,
         config: Config,
-        sources: Mapping[str, Ints],
+        sources: Sequence[tuple[str, Ints]],
         target: str,
         guidance: float,
         rows: int,
+        prompts: Ints | None,
     ) -> None:
         self.params, self.config, self.guidance = params, config, guidance
         self.modality = config.vocabulary.by_name[target]
-        self.row = cached_row(config.vocabulary, ((*sources, target),))
-        self.rows = next(iter(sources.values())).shape[0] if sources else rows
+        self.row = cached_row(config.vocabulary, ((*(name for name, _ in sources), target),))
+        self.rows = sources[0][1].shape[0] if sources else rows
         blank = np.zeros((self.rows, self.modality.length), np.int64)
-        tokens = fill_row(self.row, [*sources.values(), blank]).tokens
+        self.special = config.vocabulary.special(target) + blank
+        if prompts is not None:
+            self.special = self.special + prompts
+            blank = np.stack([np.broadcast_to(prompts, blank.shape), blank], axis=-1)
+        tokens = fill_row(self.row, [*(codes for _, codes in sources), blank]).tokens
         self.target = tokens[:, self.row.slots[-1].columns]
         self.readers = [Reader(params, config, self.row, tokens)]
         if sources and guidance != 1.0:
@@ -70,8 +81,7 @@ class _Predictor:
     def write(self, codes: Ints, known: NDArray[np.bool_]) -> None:
         """Put known codes into the target; the others stay masked."""
         offset = self.config.vocabulary.offset[self.modality.name]
-        special = self.config.vocabulary.special(self.modality.name)
-        self.target[:, self.modality.causal :] = np.where(known, codes + offset, special)
+        self.target[:, self.modality.causal :] = np.where(known, codes + offset, self.special)
 
     def __call__(self, start: int, stop: int) -> Logits:
         """Return logits ``(B, stop - start, codes)`` at columns of the target, which are read anew."""
@@ -89,7 +99,7 @@ class _Predictor:
 def generate(
     params: Params,
     config: Config,
-    sources: Mapping[str, Ints],
+    sources: Sources,
     target: str,
     *,
     rng: np.random.Generator,
@@ -98,6 +108,7 @@ def generate(
     guidance: float = 1.0,
     steps: int = 8,
     choice_temperature: float = 1.0,
+    prompts: Ints | None = None,
 ) -> Ints:
     """Return codes ``(B, length)`` of modality ``target`` for sources of ``(B, length)`` codes each.
 
@@ -105,8 +116,9 @@ def generate(
     ----------
     params, config
         The model.
-    sources : mapping of str to ndarray of int
-        Codes by modality, in the order in which they are read. Empty: generate without a condition.
+    sources : mapping of str to ndarray of int, or sequence of pairs
+        Codes by modality, in the order in which they are read. Empty: generate without a condition. As pairs
+        ``(modality, codes)``, a modality may come several times. Of readouts the prompts alone are read.
     target : str
         Modality to write.
     rng : numpy.random.Generator
@@ -121,6 +133,8 @@ def generate(
         Steps in which a full segment is uncovered.
     choice_temperature : float
         Gumbel noise on the certainty that decides which codes are kept, fading to 0 over the steps.
+    prompts : ndarray of int, shape (B, length), optional
+        What a readout is asked; its first prompt where not given.
 
     Raises
     ------
@@ -128,10 +142,11 @@ def generate(
         For an unknown modality, or numbers out of range.
     """
     vocabulary = config.vocabulary
-    for name in (*sources, target):
+    pairs = _pairs(sources)
+    for name in (*(name for name, _ in pairs), target):
         if name not in vocabulary.by_name:
             raise ArgumentError(f"the model knows {', '.join(vocabulary.by_name)}, not {name!r}")
-    if target in sources:
+    if isinstance(sources, Mapping) and target in sources:
         raise ArgumentError(f"target {target!r} is among the sources")
     if steps < 1:
         raise ArgumentError(f"steps must be above 0, not {steps}")
@@ -139,7 +154,14 @@ def generate(
         raise ArgumentError(f"temperature must be 0 or above, not {temperature}")
     if not np.isfinite(guidance):
         raise ArgumentError(f"guidance must be finite, not {guidance}")
-    predict = _Predictor(params, config, sources, target, guidance, 1 if rows is None else rows)
+    modality = vocabulary.by_name[target]
+    if prompts is not None and modality.kind != "readout":
+        raise ArgumentError(f"prompts are for readouts, but {target} is {modality.kind}")
+    if prompts is not None:
+        prompts = as_indices("prompts", prompts, modality.prompts)
+    predict = _Predictor(params, config, pairs, target, guidance, 1 if rows is None else rows, prompts)
+    if modality.kind == "readout":
+        return sample(predict(0, modality.length), temperature, rng)
     if predict.modality.causal:
         return _left_to_right(predict, temperature, rng)
     return _unmask(predict, temperature, steps, choice_temperature, rng)
@@ -184,7 +206,7 @@ def _unmask(
 
 
 def log_likelihood(
-    params: Params, config: Config, sources: Mapping[str, Ints], target: str, codes: Ints
+    params: Params, config: Config, sources: Sources, target: str, codes: Ints
 ) -> NDArray[np.float64]:
     """Return ``log p(codes | sources)`` of a causal modality, in nats, one a row.
 
@@ -196,8 +218,9 @@ def log_likelihood(
     modality = config.vocabulary.by_name[target]
     if not modality.causal:
         raise ArgumentError(f"{target} is not autoregressive: its likelihood has no closed form")
-    row = cached_row(config.vocabulary, ((*sources, target),))
-    batch = fill_row(row, [*sources.values(), codes])
+    pairs = _pairs(sources)
+    row = cached_row(config.vocabulary, ((*(name for name, _ in pairs), target),))
+    batch = fill_row(row, [*(given for _, given in pairs), codes])
     at = np.arange(row.slots[-1].start, row.slots[-1].stop - 1)
     x = _log_softmax(logits(params, config, row, batch.tokens, {target: at})[target].astype(np.float64))
     chosen = np.take_along_axis(x, codes[..., None], axis=-1)[..., 0]

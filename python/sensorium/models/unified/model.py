@@ -23,6 +23,7 @@ __all__ = ["Decoding", "Model"]
 FORMAT = "sensorium-unified-1"
 Params = dict[str, Any]
 Item = str | NDArray[np.float32]
+_HOW = {"autoregressive": "from left to right", "diffusion": "by masked diffusion", "readout": "at once"}
 _TOKENIZERS: dict[str, Any] = {"text": TextTokenizer, "image": ImageTokenizer, "audio": AudioTokenizer}
 
 
@@ -104,8 +105,12 @@ class Model:
             f"{self.parameters:,} parameters: width {c.width}, {c.depth} blocks, {c.heads} heads, "
             f"MLP {c.hidden}"
         ]
+        if c.mixer != "attention":
+            lines.append(f"mixers: {', '.join(c.mixers)}")
+        if c.window is not None and "attention" in c.mixers:
+            lines.append(f"attention sees {c.window} segments before its own")
         for m in c.vocabulary.modalities:
-            how = "from left to right" if m.causal else "by masked diffusion"
+            how = _HOW[m.kind]
             lines.append(f"{m.name:<6} {m.length} tokens of {m.codes} codes, written {how}")
         return "\n".join(lines)
 
@@ -261,8 +266,8 @@ class Model:
         c = self.config
         metadata = {
             "format": FORMAT,
-            "config": {k: getattr(c, k) for k in ("width", "depth", "heads", "hidden")},
-            "modalities": [asdict(m) for m in c.vocabulary.modalities],
+            "config": _config_of(c),
+            "modalities": [_modality_of(m) for m in c.vocabulary.modalities],
             "tokenizers": {name: t.config for name, t in self.tokenizers.items()},
             "decoding": {name: asdict(d) for name, d in self.decoding.items()},
             "through_words": self.through_words,
@@ -319,6 +324,23 @@ def text_codes(tokenizer: TextTokenizer, texts: Sequence[Any]) -> Ints:
     """Return the codes of texts without the begin token, ended and filled up with the end token."""
     codes = np.asarray(tokenizer.encode(list(texts)), np.int64)[:, 1:]
     return np.where(codes == tokenizer.pad, tokenizer.end, codes)
+
+
+def _config_of(config: Config) -> dict[str, Any]:
+    """Return the sizes as plain data; what is at its default is left out where older files lack it too."""
+    out: dict[str, Any] = {k: getattr(config, k) for k in ("width", "depth", "heads", "hidden")}
+    for k in ("mixer", "window", "rotary", "state"):
+        value = getattr(config, k)
+        if value != getattr(Config, k):
+            out[k] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def _modality_of(modality: Modality) -> dict[str, Any]:
+    out = asdict(modality)
+    if modality.prompts == 1:
+        del out["prompts"]
+    return out
 
 
 def _under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

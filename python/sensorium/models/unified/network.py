@@ -10,7 +10,7 @@ The file reads top to bottom: configuration, parameters, forward pass, loss. Dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from ... import autodiff as ad
 from ... import nn
+from ..._validate import check_integer
 from ...errors import ArgumentError, DTypeError
+from ...ops import Rotary
+from .mixers import MIXERS, SCANS, scan_row
 from .sequence import Batch, Row, Vocabulary
 
-__all__ = ["Config", "init", "logits", "loss", "shapes"]
+__all__ = ["Config", "decays", "init", "logits", "loss", "shapes"]
 
 Params = dict[str, Any]
+ROTARY = Rotary()
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,19 @@ class Config:
     depth : int
         Number of blocks.
     heads : int
-        Attention heads.
+        Heads of attention, ``width / heads`` wide; Mamba-2 has twice as many of that width.
     hidden : int
         Width of the MLP.
+    mixer : str or sequence of str
+        What mixes the tokens, one for all blocks or one for each: ``"attention"`` or a scan
+        (:data:`~sensorium.models.unified.mixers.SCANS`).
+    window : int, optional
+        Segments before its own that a token sees in attention; all where None. Scans have no window.
+    rotary : bool
+        Whether attention also knows how far apart tokens stand, by turning queries and keys (Su et al. 2021,
+        arXiv:2104.09864). Without it, two images in one row differ by what they show alone.
+    state : int
+        Numbers that a Mamba layer keeps of each channel.
     """
 
     vocabulary: Vocabulary
@@ -50,15 +64,40 @@ class Config:
     depth: int = 4
     heads: int = 4
     hidden: int = 512
+    mixer: str | Sequence[str] = "attention"
+    window: int | None = None
+    rotary: bool = False
+    state: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "hidden"):
+        for name in ("width", "depth", "heads", "hidden", "state"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
                 raise DTypeError(f"{name} must be an integer, not {getattr(self, name)!r}")
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.width % self.heads:
             raise ArgumentError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if not isinstance(self.rotary, bool):
+            raise DTypeError(f"rotary must be a bool, not {self.rotary!r}")
+        if self.rotary and self.width // self.heads % 2:
+            raise ArgumentError(f"rotary needs heads of an even width, not {self.width // self.heads}")
+        if self.window is not None:
+            check_integer("window", self.window)
+        if not isinstance(self.mixer, str):
+            if not isinstance(self.mixer, Sequence):
+                kind = type(self.mixer).__name__
+                raise DTypeError(f"mixer must be a str or a sequence of str, not {kind}")
+            object.__setattr__(self, "mixer", tuple(self.mixer))
+            if len(self.mixer) != self.depth:
+                raise ArgumentError(f"mixer names {len(self.mixer)} mixers, expected depth={self.depth}")
+        for name in (self.mixer,) if isinstance(self.mixer, str) else self.mixer:
+            if name not in MIXERS:
+                raise ArgumentError(f"mixer must be one of {', '.join(MIXERS)}, not {name!r}")
+
+    @property
+    def mixers(self) -> tuple[str, ...]:
+        """The mixer of each block."""
+        return (self.mixer,) * self.depth if isinstance(self.mixer, str) else tuple(self.mixer)
 
 
 def init(
@@ -92,19 +131,29 @@ def init(
         "token": token,
         "position": rng.standard_normal((v.positions, D), np.float32) * np.float32(0.5),
         "modality": np.zeros((len(v.modalities), D), np.float32),
-        "blocks": {str(i): nn.init_block(rng, D, config.hidden) for i in range(config.depth)},
+        "blocks": {str(i): _init_block(config, name, rng) for i, name in enumerate(config.mixers)},
         "norm": nn.init_norm(D),
         "heads": {m.name: nn.init_linear(rng, D, m.codes, bias=True, scale=0.0) for m in v.modalities},
     }
 
 
+def _init_block(config: Config, mixer: str, rng: np.random.Generator) -> Params:
+    sizes = config.width, config.heads, config.state
+    own = None if mixer == "attention" else SCANS[mixer].init(rng, *sizes)
+    return nn.init_block(rng, config.width, config.hidden, own)
+
+
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter by its path, without making one."""
     v, D, F = config.vocabulary, config.width, config.hidden
+    mixing: dict[str, dict[str, tuple[int, ...]]] = {
+        "attention": {"qkv/weight": (D, 3 * D), "out/weight": (D, D)}
+    }
+    for name in set(config.mixers) - {"attention"}:
+        own = SCANS[name].shapes(D, config.heads, config.state)
+        mixing[name] = {f"mixer/{path}": shape for path, shape in own.items()}
     block = {
         "norm1/weight": (D,),
-        "qkv/weight": (D, 3 * D),
-        "out/weight": (D, D),
         "norm2/weight": (D,),
         "up/weight": (D, F),
         "up/bias": (F,),
@@ -116,10 +165,23 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
         "modality": (len(v.modalities), D),
         "norm/weight": (D,),
     }
-    out |= {f"blocks/{i}/{name}": shape for i in range(config.depth) for name, shape in block.items()}
+    for i, name in enumerate(config.mixers):
+        out |= {f"blocks/{i}/{path}": shape for path, shape in (block | mixing[name]).items()}
     for m in v.modalities:
         out |= {f"heads/{m.name}/weight": (D, m.codes), f"heads/{m.name}/bias": (m.codes,)}
     return out
+
+
+def decays(name: str, array: NDArray[np.floating]) -> bool:
+    """Whether weight decay holds for a parameter: for the matrices of blocks and heads.
+
+    Not for what says how fast a scan forgets, nor for its convolutions.
+    """
+    if array.ndim != 2 or name.startswith(("token", "position", "modality")):
+        return False
+    return not (
+        name.endswith((".A_log", ".dt_bias")) or ".conv" in name or ".norm" in name or ".fast" in name
+    )
 
 
 def embed(params: Params, row: Row, tokens: NDArray[np.int64], columns: slice = slice(None)) -> Any:
@@ -132,11 +194,19 @@ def embed(params: Params, row: Row, tokens: NDArray[np.int64], columns: slice = 
 
 def hidden(params: Params, config: Config, row: Row, tokens: NDArray[np.int64]) -> Any:
     """Return the last hidden state ``(B, N, D)`` of rows of joint tokens ``(B, N)``."""
+    layout = row.windowed(config.window)
+    turn: dict[str, Any] = {"rotary": ROTARY, "positions": row.place} if config.rotary else {}
 
-    def attend(_: int, qkv: Any) -> Any:
-        return ad.self_attention(qkv, row.layout)
+    def attend(qkv: Any) -> Any:
+        return ad.self_attention(qkv, layout, **turn)
 
-    return nn.transformer(params, embed(params, row, tokens), config.heads, attend)
+    def mix(i: int, p: Params, h: Any, x: Any) -> Any:
+        name = config.mixers[i]
+        if name == "attention":
+            return nn.attention(p, h, attend, config.heads, residual=x)
+        return x + scan_row(SCANS[name], p["mixer"], h, row, config.heads)
+
+    return nn.transformer(params, embed(params, row, tokens), mix)
 
 
 def head(params: Params, name: str, h: Any) -> Any:
