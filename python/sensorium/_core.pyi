@@ -176,3 +176,16 @@ def ssd_step(
     bias: _Array | None,
     steps: tuple[bool, float, float],
 ) -> _Array: ...
+def ttt_backward(
+    call: object,
+    grad_out: _Array,
+    grad_last: tuple[Sequence[_Array], Sequence[_Array]] | None,
+    checkpoints: _Array | None,
+    grads: Sequence[_Array],
+) -> tuple[list[_Array], _Array | None, tuple[list[_Array], list[_Array]]]: ...
+def ttt_forward(
+    call: object,
+    y: _Array,
+    state: tuple[Sequence[_Array], Sequence[_Array]] | None,
+    keep: bool,
+) -> tuple[int, _Array | None]: ...

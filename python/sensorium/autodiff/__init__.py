@@ -18,3 +18,5 @@ from ._nn import rms_norm as rms_norm
 from ._nn import silu as silu
 from ._ssd import ssd as ssd
 from ._transformer import transformer_block as transformer_block
+from ._ttt import ttt_linear as ttt_linear
+from ._ttt import ttt_mlp as ttt_mlp

@@ -35,3 +35,10 @@ from .ssd import SSDGrads as SSDGrads
 from .ssd import ssd as ssd
 from .ssd import ssd_backward as ssd_backward
 from .ssd import ssd_state_update as ssd_state_update
+from .ttt import TTTLinearGrads as TTTLinearGrads
+from .ttt import TTTMLPGrads as TTTMLPGrads
+from .ttt import TTTState as TTTState
+from .ttt import ttt_linear as ttt_linear
+from .ttt import ttt_linear_backward as ttt_linear_backward
+from .ttt import ttt_mlp as ttt_mlp
+from .ttt import ttt_mlp_backward as ttt_mlp_backward

@@ -14,6 +14,7 @@ mod packing;
 mod rotary;
 mod ssd;
 mod tensor;
+mod ttt;
 
 /// The compiled half of sensorium. Private: use `sensorium.ops` and its neighbours.
 #[pymodule]
@@ -37,6 +38,8 @@ mod _core {
     use super::rotary::rotary;
     #[pymodule_export]
     use super::ssd::{ssd_backward, ssd_forward, ssd_step};
+    #[pymodule_export]
+    use super::ttt::{ttt_backward, ttt_forward};
     use pyo3::prelude::*;
     use sensorium_core::{Level, isa, threads};
 

@@ -10,5 +10,6 @@
 pub mod conv;
 mod sequences;
 pub mod ssd;
+pub mod ttt;
 
 pub use sequences::{Sequence, Sequences};
