@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ... import autodiff as ad
-from ...nn import mamba2
+from ...nn import mamba2, ttt
 from .sequence import Ints, Row
 
 __all__ = ["MIXERS", "SCANS", "Mixer", "scan_row"]
@@ -43,6 +43,15 @@ class Mixer:
     shapes: Callable[[int, int, int], Shapes]
     forward: Callable[[Params, Any, Ints | None, int], Any]
     step: Callable[[Params, Any, State, int], tuple[Any, State]]
+
+
+def _ttt(kind: ttt.Kind) -> Mixer:
+    return Mixer(
+        init=lambda rng, width, heads, state: ttt.init(rng, width, heads=heads, kind=kind),
+        shapes=lambda width, heads, state: ttt.shapes(width, heads=heads, kind=kind),
+        forward=lambda p, x, seq_idx, heads: ttt.forward(p, x, heads=heads, seq_idx=seq_idx),
+        step=lambda p, x, state, heads: ttt.step(p, x, state, heads=heads),
+    )
 
 
 def _mamba2_shapes(width: int, heads: int, state: int) -> Shapes:
@@ -87,6 +96,8 @@ SCANS: dict[str, Mixer] = {
         forward=lambda p, x, seq_idx, heads: mamba2.forward(p, x, seq_idx=seq_idx),
         step=_step(mamba2),
     ),
+    "ttt_linear": _ttt("linear"),
+    "ttt_mlp": _ttt("mlp"),
 }
 MIXERS = ("attention", *SCANS)
 

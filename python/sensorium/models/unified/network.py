@@ -44,7 +44,7 @@ class Config:
     depth : int
         Number of blocks.
     heads : int
-        Heads of attention, ``width / heads`` wide; Mamba-2 has twice as many of that width.
+        Heads of attention and of TTT layers, ``width / heads`` wide; Mamba-2 has twice as many of that width.
     hidden : int
         Width of the MLP.
     mixer : str or sequence of str
