@@ -30,3 +30,5 @@ from ._nn import silu as silu
 from ._rotary import rotary as rotary
 from ._ssd import ssd as ssd
 from ._ssd import ssd_state_update as ssd_state_update
+from ._ttt import ttt_linear as ttt_linear
+from ._ttt import ttt_mlp as ttt_mlp
