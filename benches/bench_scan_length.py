@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import measure
 from scan_ops import OPERATIONS, calls, there
 
 LENGTHS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
-LONG, ROUNDS = 65_536, 5
+LONG = 65_536
+#: Rounds are this many, or fewer after so many seconds, but at least the least.
+ROUNDS, SECONDS, LEAST = 7, 10.0, 2
 
 
 def times(name: str) -> dict[str, Any]:
@@ -35,7 +38,10 @@ def times(name: str) -> dict[str, Any]:
         call()
         first[key] = measure.once(call)
     best = dict.fromkeys(rows, np.inf)
-    for _ in range(ROUNDS):
+    end = time.perf_counter() + SECONDS
+    for i in range(ROUNDS):
+        if i >= LEAST and time.perf_counter() > end:
+            break
         for key, call in rows.items():
             repeats = max(1, int(measure.BURST / first[key]))
             best[key] = min(best[key], measure.once(call, repeats))

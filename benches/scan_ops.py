@@ -19,6 +19,8 @@ import numpy as np
 CHANNELS, STATES, TAPS = 256, 16, 4
 #: Heads of 64; states of Mamba-2.
 HEADS, WIDTH, WIDE = 4, 64, 64
+#: Heads of test-time-training layers, and tokens that share their weights.
+LAYERS, BATCH = 2, 16
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Operation:
     arrays: Callable[[int], dict[str, Any]]
     forward: str
     options: dict[str, Any]
-    #: Numbers a token that an array of all states would have; none where states are the output.
-    states: int = 0
+    #: Numbers a step that an array of all states would have; none where states are the output.
+    states: float = 0
 
 
 def convolution(length: int) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def ttt(length: int, *, mlp: bool) -> dict[str, Any]:
     """Inputs of a test-time-training layer."""
     from scan_peers import ttt
 
-    return ttt.arrays(1, HEADS, length, WIDTH, mlp=mlp)
+    return ttt.arrays(1, LAYERS, length, WIDTH, mlp=mlp)
 
 
 OPERATIONS = {
@@ -80,10 +82,10 @@ OPERATIONS = {
     "causal_conv1d": Operation(convolution, "causal_conv1d", {"activation": "silu"}),
     "gated_linear_scan": Operation(linear, "gated_linear_scan", {}),
     "ttt_linear": Operation(
-        lambda length: ttt(length, mlp=False), "ttt_linear", {}, states=HEADS * WIDTH * WIDTH
+        lambda length: ttt(length, mlp=False), "ttt_linear", {}, states=LAYERS * WIDTH * WIDTH / BATCH
     ),
     "ttt_mlp": Operation(
-        lambda length: ttt(length, mlp=True), "ttt_mlp", {}, states=2 * 4 * HEADS * WIDTH * WIDTH
+        lambda length: ttt(length, mlp=True), "ttt_mlp", {}, states=2 * 4 * LAYERS * WIDTH * WIDTH / BATCH
     ),
 }
 
