@@ -24,6 +24,8 @@ class Recipe:
     ----------
     width, depth, heads, hidden
         Sizes of the transformer (:class:`sensorium.models.unified.Config`).
+    mixer : str or sequence of str
+        What mixes the tokens, as for :class:`~sensorium.models.unified.Config`.
     image, audio : {"diffusion", "autoregressive"}
         How the modality is written.
     image_codes, audio_codes : int
@@ -53,6 +55,7 @@ class Recipe:
     depth: int = 3
     heads: int = 3
     hidden: int = 384
+    mixer: str | Sequence[str] = "attention"
     image: str = "diffusion"
     audio: str = "diffusion"
     image_codes: int = 128
@@ -80,6 +83,8 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain data."""
         out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if out["mixer"] == "attention":
+            del out["mixer"]  # as in checkpoints from before there was a choice
         return out
 
 

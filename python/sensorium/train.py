@@ -212,7 +212,7 @@ def fit(
     else:
         tokenizers = fit_tokenizers(train, recipe, tokenizer_rng)
         sizes = (recipe.width, recipe.depth, recipe.heads, recipe.hidden)
-        config = Config(vocabulary_of(tokenizers, recipe), *sizes)
+        config = Config(vocabulary_of(tokenizers, recipe), *sizes, mixer=recipe.mixer)
         features = {n: t.codebook.table for n, t in tokenizers.items() if n != "text"}
         params = init(config, rng, features)
         model = Model(config, params, tokenizers, dict(recipe.decoding))
