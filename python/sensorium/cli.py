@@ -1,4 +1,4 @@
-"""The commands: ``sensorium info``, ``quickstart``, ``train``, ``generate``, ``show``.
+"""The commands: ``sensorium info``, ``quickstart``, ``train``, ``generate``, ``show``, and those of ``lm``.
 
 Each only reads its options and calls the function of Python that does the work. What is heavy is imported
 within a command, so that ``sensorium --help`` answers at once.
@@ -6,28 +6,24 @@ within a command, so that ``sensorium --help`` answers at once.
 
 from __future__ import annotations
 
-import functools
 import io
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from . import _core
+from . import _core, _lm_cli
+from ._cli import Resume, Seconds, Seed, Steps, one_goal, reported
 from ._config import show_config
-from .errors import ArgumentError, SensoriumError
+from .errors import ArgumentError
 
 if TYPE_CHECKING:
     from .models.unified import Model
 
 __all__ = ["app", "main"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 app = typer.Typer(
     name="sensorium",
@@ -58,40 +54,9 @@ class Images(StrEnum):
     mnist = "mnist"
 
 
-Seconds = Annotated[float | None, typer.Option(help="Train for so long on the clock.")]
-Steps = Annotated[
-    int | None, typer.Option(help="Train for so many steps instead; the same seed then gives the same model.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the checkpoint in the folder, where there is one.")
-]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that training wrote.")]
 
-
-def _reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Say in one red line what the user can mend, and leave tracebacks to what is a fault of ours."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (SensoriumError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            typer.secho(f"error: {_one_line(error)}", fg="red", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            typer.secho("interrupted", fg="red", err=True)
-            raise typer.Exit(130) from error
-
-    return run
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+app.add_typer(_lm_cli.app, name="lm")
 
 
 def _print_version(wanted: bool) -> None:
@@ -110,14 +75,14 @@ def _root(
 
 
 @app.command()
-@_reported
+@reported
 def info() -> None:
     """Show versions, instruction set and threads: what a bug report needs."""
     show_config()
 
 
 @app.command()
-@_reported
+@reported
 def quickstart(
     seconds: Seconds = None,
     steps: Steps = None,
@@ -138,7 +103,7 @@ def quickstart(
     from .progress import Progress
     from .quickstart import run
 
-    _one_goal(seconds, steps)
+    one_goal(seconds, steps)
     with Progress() as progress:
         metrics = run(
             seconds=30.0 if seconds is None and steps is None else seconds,
@@ -153,7 +118,7 @@ def quickstart(
 
 
 @app.command()
-@_reported
+@reported
 def train(
     data: Annotated[
         Path, typer.Option(help="JSON lines, each with any of text, image, audio (paths), split.")
@@ -180,7 +145,7 @@ def train(
     from . import _own_data
     from .progress import Progress
 
-    _one_goal(seconds, steps)
+    one_goal(seconds, steps)
     with Progress() as progress:
         metrics = _own_data.run(
             data,
@@ -200,7 +165,7 @@ def train(
 
 
 @app.command()
-@_reported
+@reported
 def generate(
     model: ModelFile,
     to: Annotated[Kind, typer.Option(help="What to make.")],
@@ -259,7 +224,7 @@ def generate(
 
 
 @app.command()
-@_reported
+@reported
 def show(model: ModelFile) -> None:
     """Describe a model: its sizes, what it reads and writes."""
     from .models.unified import Model
@@ -267,11 +232,6 @@ def show(model: ModelFile) -> None:
     loaded = Model.load(model)
     typer.echo(f"{model}, {model.stat().st_size:,} bytes")
     typer.echo(loaded.describe())
-
-
-def _one_goal(seconds: float | None, steps: int | None) -> None:
-    if seconds is not None and steps is not None:
-        raise ArgumentError("give --seconds or --steps, not both")
 
 
 def _tell(metrics: dict[str, Any], out: Path) -> None:

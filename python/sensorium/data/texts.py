@@ -1,4 +1,4 @@
-"""English text that arrives with Python: the pages of its language reference that ``help()`` shows."""
+"""Real text that arrives with pip: the pages that ``help()`` shows, and handwriting as characters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from .._validate import check_finite_number, check_integer
 from ..errors import ArgumentError
+from .digits import TEST_SHARE, stratified_split
 
-__all__ = ["HeldOutText", "load_help_topics"]
+__all__ = ["HeldOutText", "load_help_topics", "load_written_digits"]
 
 Bytes = NDArray[np.uint8]
 
 LARGEST = 0.05  # Share of the text that a held-out page may have.
+INK = " .,:;-+*=oxXO0#%@"  # Characters of the 17 levels of grey, white first.
 
 
 class HeldOutText(NamedTuple):
@@ -77,3 +79,48 @@ def load_help_topics(*, held_out: float = 0.1, seed: int = 0) -> HeldOutText:
             size += len(pages[i])
     parts = [[page for i, page in enumerate(pages) if (i in chosen) is held] for held in (False, True)]
     return HeldOutText(*(np.frombuffer(b"".join(part), np.uint8) for part in parts))
+
+
+def load_written_digits(*, seed: int = 0) -> HeldOutText:
+    """Return scikit-learn's 1,797 handwritten digits, each as a line with its name and eight lines of ink.
+
+    An empty line ends a digit: 75 bytes. A fifth of each digit is held out. What comes after a pixel depends
+    on those above it, nine bytes back and more: farther than counted strings reach.
+
+    Parameters
+    ----------
+    seed : int
+        Which digits are held out, and the order.
+
+    Returns
+    -------
+    HeldOutText
+        ``train`` and ``test``, ``uint8``.
+
+    Examples
+    --------
+    >>> text = load_written_digits()
+    >>> len(text.train) // 75, len(text.test) // 75
+    (1438, 359)
+    >>> print(text.test[:74].tobytes().decode().replace(" ", "_"), end="")
+    6
+    __.0*___
+    __*#,___
+    __0-____
+    __@:____
+    _:@xOO:_
+    _:@X-oO_
+    _.0X;0X_
+    __.O@X,_
+    """
+    from sklearn.datasets import load_digits
+
+    seed = check_integer("seed", seed)
+    pixels, labels = load_digits(return_X_y=True)
+    ink = np.frombuffer(INK.encode(), np.uint8)
+    pages = np.full((len(labels), 75), ord("\n"), np.uint8)
+    pages[:, 0] = ord("0") + labels
+    pages[:, 2:74].reshape(-1, 8, 9)[:, :, :8] = ink[pixels.astype(np.int64)].reshape(-1, 8, 8)
+    split = stratified_split(labels, TEST_SHARE, seed=seed)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return HeldOutText(*(pages[order[split[order] == name]].ravel() for name in ("train", "test")))
