@@ -22,6 +22,7 @@ def softplus(x):
 FUNCTIONS = {
     "exp": np.exp,
     "exp_nonpositive": np.exp,
+    "exp2": np.exp2,
     "exp2_nonpositive": np.exp2,
     "log": np.log,
     "log1p": np.log1p,

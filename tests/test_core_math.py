@@ -23,6 +23,7 @@ def softplus(x):
 FUNCTIONS = {
     "exp": (np.exp, 1.1, 0),
     "exp_nonpositive": (np.exp, 1.1, -1),
+    "exp2": (np.exp2, 1.3, 0),
     "exp2_nonpositive": (np.exp2, 1.3, -1),
     "log": (np.log, 1.0, 1),
     "log1p": (np.log1p, 1.0, 1),

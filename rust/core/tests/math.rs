@@ -11,6 +11,7 @@ use sensorium_core::{Float, Kernel, Level, Simd, math};
 enum Function {
     Exp,
     ExpNonpositive,
+    Exp2,
     Exp2Nonpositive,
     Log,
     Log1p,
@@ -24,7 +25,7 @@ enum Function {
     TanhDerivative,
 }
 use Function::{
-    Exp, Exp2Nonpositive, ExpNonpositive, Log, Log1p, Sigmoid, Silu, Softplus, Tanh, TanhBeside,
+    Exp, Exp2, Exp2Nonpositive, ExpNonpositive, Log, Log1p, Sigmoid, Silu, Softplus, Tanh, TanhBeside,
     TanhDerivative,
 };
 
@@ -43,8 +44,8 @@ impl<T: Float> Kernel<T> for Apply<'_, T> {
                 }
             };
         }
-        each!(Exp => exp, ExpNonpositive => exp_nonpositive, Exp2Nonpositive => exp2_nonpositive, Log => log,
-            Log1p => log1p, Sigmoid => sigmoid, Silu => silu, Softplus => softplus, Tanh => tanh);
+        each!(Exp => exp, ExpNonpositive => exp_nonpositive, Exp2 => exp2, Exp2Nonpositive => exp2_nonpositive,
+            Log => log, Log1p => log1p, Sigmoid => sigmoid, Silu => silu, Softplus => softplus, Tanh => tanh);
     }
 }
 
@@ -61,7 +62,7 @@ fn truth(function: Function, x: f64) -> (Double, i32) {
     let x = Double::new(x);
     match function {
         Exp | ExpNonpositive => x.exp_scaled(),
-        Exp2Nonpositive => {
+        Exp2 | Exp2Nonpositive => {
             let n = x.hi.round();
             let (m, more) = LN2.mul(Double::new(x.hi - n)).exp_scaled();
             (m, n as i32 + more)
@@ -105,7 +106,7 @@ fn truth(function: Function, x: f64) -> (Double, i32) {
 fn truth_f32(function: Function, x: f64) -> f64 {
     match function {
         Exp | ExpNonpositive => x.exp(),
-        Exp2Nonpositive => x.exp2(),
+        Exp2 | Exp2Nonpositive => x.exp2(),
         Log => x.ln(),
         Log1p => x.ln_1p(),
         Sigmoid => 1.0 / (1.0 + (-x).exp()),
@@ -195,9 +196,10 @@ fn f64_sample(n: usize, range: std::ops::Range<f64>) -> Vec<f64> {
 /// A function, the arguments it is tested on, and its bound in units in the last place.
 type Case = (Function, std::ops::Range<f32>, std::ops::Range<f64>, f64);
 
-const EXPONENTIALS: [Case; 3] = [
+const EXPONENTIALS: [Case; 4] = [
     (Exp, -110.0..88.722_84, -750.0..709.782_71, 1.1),
     (ExpNonpositive, -200.0..88.0, -1500.0..709.0, 1.1),
+    (Exp2, -160.0..127.999_99, -1100.0..1023.999_9, 1.3),
     (Exp2Nonpositive, -300.0..127.0, -3000.0..1023.0, 1.3),
 ];
 const LOGARITHMS: [Case; 3] = [
@@ -276,6 +278,14 @@ fn edges() {
         at_the_edges::<f64>(level, Exp, &exp);
         at_the_edges::<f32>(level, Exp, &[(88.73, INF), (-103.98, 0.0), (-103.0, 1.401_298_464_324_817e-45)]);
         at_the_edges::<f64>(level, Exp, &[(709.79, INF), (-745.14, 0.0), (-745.0, 5e-324)]);
+        at_the_edges::<f32>(level, Exp2, &exp);
+        at_the_edges::<f64>(level, Exp2, &exp);
+        at_the_edges::<f32>(
+            level,
+            Exp2,
+            &[(128.0, INF), (-3e38, 0.0), (3e38, INF), (10.0, 1024.0), (-149.0, 1.401_298_464_324_817e-45)],
+        );
+        at_the_edges::<f64>(level, Exp2, &[(1024.0, INF), (-1e300, 0.0), (1e300, INF), (-1074.0, 5e-324)]);
         let nonpositive = [nan, (0.0, 1.0), (-0.0, 1.0), (-INF, 0.0), (-1e30, 0.0), (-1e-40, 1.0)];
         for function in [ExpNonpositive, Exp2Nonpositive] {
             at_the_edges::<f32>(level, function, &nonpositive);

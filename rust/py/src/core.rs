@@ -77,7 +77,7 @@ impl<T: Float> Kernel<T> for Elementary<'_, T> {
                 }
             };
         }
-        functions!(exp, exp_nonpositive, exp2_nonpositive, log, log1p, sigmoid, softplus, tanh);
+        functions!(exp, exp_nonpositive, exp2, exp2_nonpositive, log, log1p, sigmoid, softplus, tanh);
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ mod door;
 mod nn;
 mod packing;
 mod rotary;
+mod scan;
 mod ssd;
 mod tensor;
 mod ttt;
@@ -36,6 +37,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::rotary::rotary;
+    #[pymodule_export]
+    use super::scan::{selective_scan, selective_scan_backward, selective_state_update};
     #[pymodule_export]
     use super::ssd::{ssd_backward, ssd_forward, ssd_step};
     #[pymodule_export]

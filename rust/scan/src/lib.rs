@@ -8,6 +8,8 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod conv;
+mod scratch;
+pub mod selective;
 mod sequences;
 pub mod ssd;
 pub mod ttt;

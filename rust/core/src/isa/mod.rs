@@ -155,6 +155,16 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
         let half = self.round(self.mul(n, self.splat(T::from_f64(0.5))));
         self.mul(self.mul(a, self.pow2(half)), self.pow2(self.sub(n, half)))
     }
+    /// `(n, a - n)` with `n` the nearest integer, ties to even. Where `2^a` is 0 or infinite, `n` is some integer
+    /// (or infinity) of which the same holds, and the rest is within `[-1/2, 1/2]` too.
+    #[inline(always)]
+    fn split_exponent(self, a: Self::V) -> (Self::V, Self::V) {
+        let most = T::from_f64(T::MAX_EXPONENT + f64::from(T::MANTISSA) + 3.0);
+        // `max` and `min` return their second argument where either is NaN.
+        let a = self.min(self.splat(most), self.max(self.splat(-most), a));
+        let n = self.round(a);
+        (n, self.sub(a, n))
+    }
     /// The bits of `a` shifted up by the width of the explicit significand: `2^n` where `a` is
     /// [`Float::MAGIC`] + `n`, for `n` from minus the exponent's bias, which gives 0, to the largest exponent.
     fn shl_mantissa(self, a: Self::V) -> Self::V;

@@ -402,6 +402,15 @@ impl Simd<f32> for Avx512 {
             _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127))));
     }
     #[inline(always)]
+    fn split_exponent(self, a: __m512) -> (__m512, __m512) {
+        // Of an infinity this instruction leaves 0, and `scale` takes any integer: nothing need be bounded.
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let rest = _mm512_reduce_ps::<NEAREST>(a);
+            (_mm512_sub_ps(a, rest), rest)
+        }
+    }
+    #[inline(always)]
     fn shl_mantissa(self, a: __m512) -> __m512 {
         // SAFETY: the token proves that the processor has the instruction.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))) }
@@ -507,6 +516,15 @@ impl Simd<f64> for Avx512 {
         round(a) = _mm512_roundscale_pd::<NEAREST>(a);
         pow2(a) = _mm512_castsi512_pd(_mm512_slli_epi64::<52>(
             _mm512_add_epi64(_mm512_cvtpd_epi64(a), _mm512_set1_epi64(1023))));
+    }
+    #[inline(always)]
+    fn split_exponent(self, a: __m512d) -> (__m512d, __m512d) {
+        // Of an infinity this instruction leaves 0, and `scale` takes any integer: nothing need be bounded.
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let rest = _mm512_reduce_pd::<NEAREST>(a);
+            (_mm512_sub_pd(a, rest), rest)
+        }
     }
     #[inline(always)]
     fn shl_mantissa(self, a: __m512d) -> __m512d {

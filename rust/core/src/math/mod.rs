@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | [`exp`] | 1.1 | 1.1 | denormal results are rounded like others; overflow gives infinity, underflow 0 |
 //! | [`exp_nonpositive`] | 1.1 | 1.1 | for `x <= 0`: results below `2^-126.5` (`f64`: `2^-1022.5`) are 0 |
+//! | [`exp2`] | 1.3 | 1.3 | of `2^x`: as [`exp`] |
 //! | [`exp2_nonpositive`] | 1.3 | 1.3 | the same, of `2^x`: three operations fewer |
 //! | [`log`] | 1.0 | 1.0 | denormal arguments included; `ln 0 = -inf`, NaN below 0 |
 //! | [`log1p`] | 1.0 | 1.0 | keeps the digits and the sign of a tiny argument; `-inf` at -1, NaN below |
@@ -69,6 +70,14 @@ pub fn exp_nonpositive<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
     let (shifted, _, p) = exp_parts(s, s.max(s.splat(least), x));
     let power = s.shl_mantissa(shifted);
     s.mul_add(power, p, power)
+}
+
+/// `2^x`: three operations fewer than [`exp`], eleven with AVX-512.
+#[inline(always)]
+pub fn exp2<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
+    let (n, r) = s.split_exponent(x);
+    let q = polynomial(s, r, T::EXP2);
+    s.scale(s.mul_add(r, q, s.splat(T::ONE)), n)
 }
 
 /// `2^x` for `x <= 0`; results below `2^-126.5` (`f64`: `2^-1022.5`) are 0.
