@@ -16,6 +16,7 @@ from ._nn import layer_norm as layer_norm
 from ._nn import linear as linear
 from ._nn import rms_norm as rms_norm
 from ._nn import silu as silu
+from ._scan import selective_scan as selective_scan
 from ._ssd import ssd as ssd
 from ._transformer import transformer_block as transformer_block
 from ._ttt import ttt_linear as ttt_linear

@@ -29,6 +29,10 @@ from .nn import silu as silu
 from .nn import silu_backward as silu_backward
 from .rotary import Rotary as Rotary
 from .rotary import rotary as rotary
+from .scan import SelectiveScanGrads as SelectiveScanGrads
+from .scan import selective_scan as selective_scan
+from .scan import selective_scan_backward as selective_scan_backward
+from .scan import selective_state_update as selective_state_update
 from .scoring import alibi_slopes as alibi_slopes
 from .scoring import attention_dropout_mask as attention_dropout_mask
 from .ssd import SSDGrads as SSDGrads
