@@ -194,52 +194,21 @@ def step(params: Params, x: NDArray[Any], state: State, *, residual: NDArray[Any
         uz[:, :inner], state["conv"], conv["weight"], conv.get("bias"), activation="silu"
     )
     dt_b_c = ops.linear(u, params["x_proj"]["weight"])  # (B, R + 2 S)
-    y = _scan(
-        ops,
-        params,
-        u[:, None],
-        ops.linear(dt_b_c[:, :rank], dt_proj["weight"])[:, None],
-        dt_b_c[:, None, rank : rank + size],
-        dt_b_c[:, None, rank + size :],
-        uz[:, None, inner:],
-        state,
+    y = ops.selective_state_update(
+        state["ssm"],
+        u,
+        ops.linear(dt_b_c[:, :rank], dt_proj["weight"]),
+        decay(np, params),
+        dt_b_c[:, rank : rank + size],
+        dt_b_c[:, rank + size :],
+        params["D"],
+        z=uz[:, inner:],
+        dt_bias=dt_proj["bias"],
+        dt_softplus=True,
     )
     out = ops.linear(y, out_proj["weight"], out_proj.get("bias"))
+    out = out[:, None]
     return out if residual is None else residual + out
-
-
-def _scan(
-    fn: ModuleType,
-    params: Params,
-    u: Any,
-    delta: Any,
-    B: Any,
-    C: Any,
-    z: Any,
-    state: State | None,
-    **packing: Any,
-) -> Any:
-    """Return the gated scan, as a dual of one head and group for each channel and number of state."""
-    inner, size = params["A_log"].shape
-    rows, L, _ = u.shape
-    initial = None if state is None else state["ssm"].transpose(0, 2, 1).reshape(rows, size * inner, 1, 1)
-    y = fn.ssd(
-        anp.tile(u, (1, 1, size)).reshape(rows, L, size * inner, 1),
-        anp.tile(delta, (1, 1, size)),
-        decay(anp, params).T.reshape(-1),
-        B.reshape(rows, L, size, 1),
-        C.reshape(rows, L, size, 1),
-        dt_bias=anp.tile(params["dt_proj"]["bias"], size),
-        dt_softplus=True,
-        initial_states=initial,
-        return_final_states=state is not None,
-        **packing,
-    )
-    if state is not None:
-        y, last = y
-        state["ssm"][...] = last.reshape(rows, size, inner).transpose(0, 2, 1)
-    y = y.reshape(rows, L, size, inner).sum(axis=2) + params["D"] * u
-    return y * fn.silu(z)
 
 
 def _layer(
@@ -256,7 +225,7 @@ def _layer(
     inner, size = params["A_log"].shape
     rank = params["dt_proj"]["weight"].shape[0]
     packing = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens}
-    conv_state = None if state is None else state["conv"]
+    conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
 
     # Weights are cut rather than results: a cut of a result is a copy as long as the sequence.
     weight, bias = params["in_proj"]["weight"], params["in_proj"].get("bias")
@@ -276,7 +245,21 @@ def _layer(
         u, state["conv"][...] = u
     dt_b_c = fn.linear(u, params["x_proj"]["weight"])  # (B, L, R + 2 S)
     delta = fn.linear(dt_b_c[..., :rank], params["dt_proj"]["weight"])  # (B, L, E)
-    y = _scan(
-        fn, params, u, delta, dt_b_c[..., rank : rank + size], dt_b_c[..., rank + size :], z, state, **packing
+    y = fn.selective_scan(
+        u,
+        delta,
+        decay(anp, params),
+        dt_b_c[..., rank : rank + size],
+        dt_b_c[..., rank + size :],
+        params["D"],
+        z,
+        params["dt_proj"]["bias"],
+        delta_softplus=True,
+        initial_state=ssm_state,
+        return_last_state=state is not None,
+        channels_last=True,
+        **packing,
     )
+    if state is not None:
+        y, state["ssm"][...] = y
     return fn.linear(y, params["out_proj"]["weight"], params["out_proj"].get("bias"), residual=residual)
