@@ -15,6 +15,8 @@ except ModuleNotFoundError as error:
         "sensorium.torch needs PyTorch, which is not installed: pip install 'sensorium[torch]'"
     ) from error
 
+from ._accelerate import Acceleration as Acceleration
+from ._accelerate import accelerate as accelerate
 from ._attention import attention as attention
 from ._attention import self_attention as self_attention
 from ._conv import causal_conv1d as causal_conv1d
