@@ -79,7 +79,7 @@ def test_version():
     assert run("--version").stdout == f"sensorium {sensorium.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["info", "quickstart", "train", "generate", "show"])
+@pytest.mark.parametrize("command", ["info", "quickstart", "train", "generate", "recall", "show"])
 def test_help(command):
     assert command in run("--help").stdout
     done = run(command, "--help")

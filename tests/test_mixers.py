@@ -31,7 +31,7 @@ TEXT = Modality("text", "autoregressive", codes=3, length=5, pad=2)
 IMAGE = Modality("image", "diffusion", codes=5, length=4)
 ASK = Modality("ask", "readout", codes=4, length=1)
 VOCABULARY = Vocabulary((TEXT, IMAGE, ASK))
-HYBRID = ("ttt_mlp", "attention", "ttt_linear", "mamba2")
+HYBRID = ("mamba", "attention", "ttt_linear", "mamba2", "ttt_mlp")
 MIXTURES = [*SCANS, HYBRID]
 ids = lambda m: m if isinstance(m, str) else "hybrid"  # noqa: E731
 each = pytest.mark.parametrize("mixer", MIXTURES, ids=ids)
@@ -285,10 +285,15 @@ def test_positions_of_targets_that_hide_follow_the_sources():
 
 
 def test_decay_is_for_matrices_alone():
-    config = config_of(("mamba2", "ttt_linear", "ttt_mlp"))
+    config = config_of(("mamba", "mamba2", "ttt_linear", "ttt_mlp"))
     flat = checkpoint.flatten(init(config, np.random.default_rng(0)))
     chosen = {name for name, a in flat.items() if decays(name.replace("/", "."), a)}
-    assert {"blocks/0/mixer/in_proj/weight", "blocks/1/mixer/qk/weight", "heads/text/weight"} <= chosen
+    assert {
+        "blocks/0/mixer/in_proj/weight",
+        "blocks/0/mixer/x_proj/weight",
+        "blocks/2/mixer/qk/weight",
+        "heads/text/weight",
+    } <= chosen
     kept = ("A_log", "/D", "conv", "norm", "bias", "token", "position", "modality", "fast", "dt_bias")
     assert not [name for name in chosen if any(part in name for part in kept)]
 
@@ -296,7 +301,7 @@ def test_decay_is_for_matrices_alone():
 @pytest.mark.parametrize(
     ("sizes", "error", "words"),
     [
-        ({"mixer": "lstm"}, ArgumentError, "mixer must be one of attention, mamba2, ttt_linear, ttt_mlp, not 'lstm'"),
+        ({"mixer": "lstm"}, ArgumentError, "mixer must be one of attention, mamba, mamba2, ttt_linear, ttt_mlp, not 'lstm'"),
         ({"mixer": ("mamba2", "rnn")}, ArgumentError, "mixer must be one of .*, not 'rnn'"),
         ({"mixer": ("mamba2",)}, ArgumentError, "mixer names 1 mixers, expected depth=2"),
         ({"mixer": 3}, DTypeError, "mixer must be a str or a sequence of str, not int"),
@@ -365,5 +370,5 @@ def test_a_file_of_another_mixer_is_refused():
 
 def test_describing_a_hybrid():
     words = model_of(HYBRID, window=3).describe()
-    assert "mixers: ttt_mlp, attention, ttt_linear, mamba2" in words
+    assert "mixers: mamba, attention, ttt_linear, mamba2, ttt_mlp" in words
     assert "attention sees 3 segments before its own" in words

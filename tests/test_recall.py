@@ -1,10 +1,13 @@
 """The task of long memory: what an album holds, that nothing gives the answer away, and a run in small."""
 
+import json
+
 import numpy as np
 import pytest
-from sensorium import recall
+from sensorium import cli, recall
 from sensorium.errors import ArgumentError, DTypeError
 from sensorium.models.unified.network import shapes
+from typer.testing import CliRunner
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_test_items_are_others(albums):
     assert np.mean(held) < 0.2
 
 
-@pytest.mark.parametrize("mixer", ["mamba2", "ttt_linear", "ttt_mlp", ("ttt_linear", "attention")])
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "ttt_linear", "ttt_mlp", ("mamba", "attention")])
 def test_every_mixer_has_as_many_parameters(albums, mixer):
     count = lambda m: sum(np.prod(s) for s in shapes(recall.config_of(albums.vocabulary, m)).values())  # noqa: E731
     assert count(mixer) == pytest.approx(count("attention"), rel=2e-3)
@@ -117,6 +120,24 @@ def test_a_run_in_small(small):
     other = recall.run("ttt_linear", steps=4, seed=4)
     assert "longer" not in other
     assert other["losses"] != first["losses"]
+
+
+def test_the_command(small, tmp_path):
+    path = tmp_path / "figures.json"
+    arguments = ["recall", "--mixer", "ttt_linear,attention", "--window", "3", "--steps", "2"]
+    done = CliRunner().invoke(cli.app, [*arguments, "--longer", "2", "--out", str(path)])
+    assert done.exit_code == 0, done.output
+    figures = json.loads(path.read_text())
+    assert (figures["mixer"], figures["window"], figures["steps"]) == (["ttt_linear", "attention"], 3, 2)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("albums of 115 tokens")
+    assert any(line.startswith("albums of 230 tokens") for line in lines)
+    far = figures["test"]["far"]
+    assert any(line.split()[:2] == ["far", f"{100 * far['accuracy']:.1f}"] for line in lines)
+    assert sum("0 to 63 tokens" in line for line in lines) == 2
+    refused = CliRunner().invoke(cli.app, ["recall", "--mixer", "lstm", "--steps", "1"])
+    assert refused.exit_code == 2
+    assert "error: mixer must be one of attention, mamba" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The commands: ``sensorium info``, ``quickstart``, ``train``, ``generate``, ``show``, and those of ``lm``.
+"""The commands ``sensorium info``, ``quickstart``, ``train``, ``generate``, ``recall``, ``show``, ``lm``.
 
 Each only reads its options and calls the function of Python that does the work. What is heavy is imported
 within a command, so that ``sensorium --help`` answers at once.
@@ -225,6 +225,55 @@ def generate(
 
 @app.command()
 @reported
+def recall(
+    mixer: Annotated[
+        str,
+        typer.Option(
+            help="attention, mamba, mamba2, ttt_linear or ttt_mlp; with a comma, one for each of two blocks."
+        ),
+    ] = "mamba2",
+    window: Annotated[
+        int | None, typer.Option(min=0, help="Segments that attention sees back; all without it.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 1,000 without it.")] = None,
+    seed: Seed = 0,
+    longer: Annotated[
+        int, typer.Option(min=1, help="Also ask about albums so many times as long as those of training.")
+    ] = 1,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write all figures to.")] = None,
+) -> None:
+    """Train a small model on albums of real digits, and ask it about items of long ago.
+
+    It takes a minute or so. docs/mixers.md tells what is asked, and what every mixer reaches.
+    """
+    from . import recall as task
+    from .checkpoint import write_json
+    from .progress import Progress
+
+    kinds = tuple(mixer.split(","))
+    with Progress() as progress:
+        found = task.run(
+            kinds[0] if len(kinds) == 1 else kinds,
+            window=window,
+            steps=task.STEPS if steps is None else steps,
+            seed=seed,
+            longer=longer,
+            progress=progress,
+        )
+    for part in ("test", "longer"):
+        if part in found:
+            tokens = found["tokens"] * (longer if part == "longer" else 1)
+            typer.echo(
+                f"albums of {tokens:,} tokens, items never met before: share of answers that are right"
+            )
+            _tell_shares(found[part], task.DISTANCES)
+    if out is not None:
+        write_json(out, found)
+        typer.echo(f"figures {out}")
+
+
+@app.command()
+@reported
 def show(model: ModelFile) -> None:
     """Describe a model: its sizes, what it reads and writes."""
     from .models.unified import Model
@@ -246,6 +295,22 @@ def _tell(metrics: dict[str, Any], out: Path) -> None:
         typer.echo("training was ended early; --resume goes on")
     typer.echo(f"model   {out / 'model.safetensors'}")
     typer.echo(f"report  {out / 'report.html'}")
+
+
+def _tell_shares(figures: dict[str, Any], distances: tuple[int, ...]) -> None:
+    """Print how many answers were right, by the distance of what was asked for."""
+    for key, share in figures.items():
+        words = {"far": "far", "read": "items read"}.get(key) or _between(int(key), distances)
+        low, high = 100 * share["low"], 100 * share["high"]
+        typer.echo(
+            f"  {words:<22}{100 * share['accuracy']:6.1f} %  ({low:.1f} to {high:.1f})"
+            f"  of {share['questions']:,}"
+        )
+
+
+def _between(low: int, distances: tuple[int, ...]) -> str:
+    high = distances[distances.index(low) + 1]
+    return f"{low:,} tokens or more" if high == distances[-1] else f"{low:,} to {high - 1:,} tokens"
 
 
 def _read_source(source: str, kind: Kind | None, model: Model, *, invert: bool) -> tuple[str, Any]:

@@ -241,7 +241,7 @@ def run(
     learning_rate : float, optional
         Of AdamW at its highest; that of the mixer in :data:`RATES`, or :data:`RATE`.
     progress : callable, optional
-        Called after every step with ``step``, ``steps``, ``loss``.
+        Called after every step with ``step``, ``seconds``, ``fraction``, and the ``loss`` of questions.
 
     Returns
     -------
@@ -269,7 +269,7 @@ def run(
     params = init(config, rng, tables)
     state = optim.adamw_init(params)
     gradient = value_and_grad(loss, has_aux=True)
-    begin, losses = time.process_time(), []
+    start, begin, losses = time.perf_counter(), time.process_time(), []
     for step in range(steps):
         done = step / steps
         lengths = next(some for until, some in STAGES if done < until)
@@ -280,7 +280,8 @@ def run(
         optim.adamw_step(params, grads, state, lr=rate, weight_decay=0.02, decay=decays, max_norm=1.0)
         losses.append(float(parts["ask"]))
         if progress is not None:
-            progress({"step": step + 1, "steps": steps, "loss": losses[-1]})
+            passed, fraction = time.perf_counter() - start, (step + 1) / steps
+            progress({"step": step + 1, "seconds": passed, "fraction": fraction, "loss": losses[-1]})
     seconds = time.process_time() - begin
     out: dict[str, Any] = {
         "mixer": config.mixer if isinstance(config.mixer, str) else list(config.mixer),

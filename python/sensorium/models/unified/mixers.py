@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ... import autodiff as ad
-from ...nn import mamba2, ttt
+from ...nn import mamba, mamba2, ttt
 from .sequence import Ints, Row
 
 __all__ = ["MIXERS", "SCANS", "Mixer", "scan_row"]
@@ -54,6 +55,21 @@ def _ttt(kind: ttt.Kind) -> Mixer:
     )
 
 
+def _mamba_shapes(width: int, heads: int, state: int) -> Shapes:
+    inner, rank = EXPAND * width, math.ceil(width / 16)
+    return {
+        "in_proj/weight": (width, 2 * inner),
+        "conv1d/weight": (inner, KERNEL),
+        "conv1d/bias": (inner,),
+        "x_proj/weight": (inner, rank + 2 * state),
+        "dt_proj/weight": (rank, inner),
+        "dt_proj/bias": (inner,),
+        "A_log": (inner, state),
+        "D": (inner,),
+        "out_proj/weight": (inner, width),
+    }
+
+
 def _mamba2_shapes(width: int, heads: int, state: int) -> Shapes:
     inner, decays = EXPAND * width, EXPAND * heads
     channels = inner + 2 * state
@@ -82,6 +98,14 @@ def _step(module: ModuleType) -> Callable[[Params, Any, State, int], tuple[Any, 
 
 # The projection that adds to the residual stream begins at zero, as in every block.
 SCANS: dict[str, Mixer] = {
+    "mamba": Mixer(
+        init=lambda rng, width, heads, state: mamba.init(
+            rng, width, expand=EXPAND, state_size=state, conv_kernel=KERNEL, out_scale=0.0
+        ),
+        shapes=_mamba_shapes,
+        forward=lambda p, x, seq_idx, heads: mamba.forward(p, x, seq_idx=seq_idx),
+        step=_step(mamba),
+    ),
     "mamba2": Mixer(
         init=lambda rng, width, heads, state: mamba2.init(
             rng,

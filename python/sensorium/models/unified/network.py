@@ -48,8 +48,8 @@ class Config:
     hidden : int
         Width of the MLP.
     mixer : str or sequence of str
-        What mixes the tokens, one for all blocks or one for each: ``"attention"`` or a scan
-        (:data:`~sensorium.models.unified.mixers.SCANS`).
+        What mixes the tokens: ``"attention"``, ``"mamba"``, ``"mamba2"``, ``"ttt_linear"`` or ``"ttt_mlp"``,
+        one for all blocks or one for each.
     window : int, optional
         Segments before its own that a token sees in attention; all where None. Scans have no window.
     rotary : bool
