@@ -57,9 +57,9 @@ def selective(
     )
 
 
-def step(family: str, name: str, make: Callable[[Any], Any], states: int) -> Case:
-    """One step of a layer; its work is the state, read and written."""
-    return Case(name, family, "step", make, {"bytes": 8.0 * states})
+def step(family: str, name: str, make: Callable[[Any], Any], numbers: int) -> Case:
+    """One step of a layer; its work is so many numbers of the state, and of A, that are read or written."""
+    return Case(name, family, "step", make, {"bytes": 4.0 * numbers})
 
 
 def ssd(length: int, passes: str) -> Case:
@@ -89,17 +89,22 @@ def cases() -> list[Case]:
     """All of them."""
     slow = (*SQUARE, "mambapy", "associative", "jax_associative")
     return [
+        # First, before other cases have left threads behind that look for work.
+        step(
+            "selective", "selective scan step B1 D1536 S16", lambda f: f.step_arrays(1, 1536), 3 * 1536 * 16
+        ),
+        step(
+            "selective", "selective scan step B1 D5120 S16", lambda f: f.step_arrays(1, 5120), 3 * 5120 * 16
+        ),
+        step("ssd", "ssd step B1 H24 P64 S128", lambda f: f.step_arrays(1), 2 * 24 * 64 * 128),
         selective(1, 1536, 1024, "forward"),
         selective(1, 1536, 4096, "forward", slow),
         selective(8, 256, 512, "forward", slow),
         selective(1, 1536, 1024, "forward", slow, options=True),
-        selective(1, 1536, 256, "both"),
-        selective(1, 1536, 1024, "both", SQUARE),
-        selective(1, 1536, 4096, "both", slow),
-        step("selective", "selective scan step B1 D1536 S16", lambda f: f.step_arrays(1, 1536), 1536 * 16),
-        step("selective", "selective scan step B1 D5120 S16", lambda f: f.step_arrays(1, 5120), 5120 * 16),
+        selective(1, 1536, 256, "both", ("jax_associative",)),
+        selective(1, 1536, 1024, "both", (*SQUARE, "jax_associative")),
+        selective(1, 1536, 4096, "both", (*slow, "jax")),
         *(ssd(2048, passes) for passes in ("forward", "both")),
-        step("ssd", "ssd step B1 H24 P64 S128", lambda f: f.step_arrays(1), 24 * 64 * 128),
         *(
             ttt(kind, heads, p)
             for kind in ("linear", "mlp")
@@ -163,7 +168,7 @@ def main(arguments: list[str]) -> None:
         compare.say(f"{case.name} ({time.perf_counter() - began:.0f} s)", result)
         kept[case.name] = result
         if args.json:
-            lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in kept.items()]
+            lines = [f" {json.dumps(c.name)}: {json.dumps(kept[c.name])}" for c in cases() if c.name in kept]
             text = f'{{"about": {json.dumps(facts)},\n"cases": {{\n' + ",\n".join(lines) + "\n}}\n"
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(text)

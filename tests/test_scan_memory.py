@@ -73,7 +73,7 @@ def rise(*arguments):
     return map(int, done.stdout.split())
 
 
-NAMES = ["ssd", "ttt_mlp"]
+NAMES = ["selective_scan", "ssd", "ttt_mlp"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,6 +92,6 @@ def test_backward_keeps_no_array_of_all_states(name):
 
 
 def test_an_array_of_all_states_would_be_noticed():
-    returned, rose, states, size = rise("ssd", "both", "states")
+    returned, rose, states, size = rise("selective_scan", "both", "states")
     assert rose > returned + 3 * size + FIXED
     assert rose - returned > states / 2

@@ -23,13 +23,13 @@ CHUNK = 64
 def arrays(
     batch: int, width: int, length: int, states: int = 16, *, options: bool = False, dtype: Any = np.float32
 ) -> dict[str, Any]:
-    """Draw a case as a trained layer has it: A from -1 to -S, delta from 0.001 to 0.1 after softplus."""
+    """Draw a case as a trained layer has it: A about -1 to -S, delta from 0.001 to 0.1 after softplus."""
     rng = np.random.default_rng(0)
     step = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), (batch, width, length)))
     given = {
         "u": rng.standard_normal((batch, width, length)),
         "delta": np.log(np.expm1(step)),
-        "A": -np.tile(np.arange(1.0, states + 1), (width, 1)),
+        "A": -np.arange(1.0, states + 1) * np.exp(0.2 * rng.standard_normal((width, states))),
         "B": rng.standard_normal((batch, states, length)),
         "C": rng.standard_normal((batch, states, length)),
     }
@@ -48,7 +48,7 @@ def step_arrays(batch: int, width: int, states: int = 16, dtype: Any = np.float3
         "state": rng.standard_normal((batch, width, states)),
         "x": rng.standard_normal((batch, width)),
         "dt": rng.uniform(-7, -2, (batch, width)),
-        "A": -np.tile(np.arange(1.0, states + 1), (width, 1)),
+        "A": -np.arange(1.0, states + 1) * np.exp(0.2 * rng.standard_normal((width, states))),
         "B": rng.standard_normal((batch, states)),
         "C": rng.standard_normal((batch, states)),
     }
