@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import limit_processors, machine, ratio, spread
 
 CASES = ("generate", "prefill", "train")
-FAMILIES = ("mamba2",)
+FAMILIES = ("mamba", "mamba2")
 
 
 def parsed() -> argparse.Namespace:

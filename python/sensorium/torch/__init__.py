@@ -30,6 +30,8 @@ from ._nn import linear as linear
 from ._nn import rms_norm as rms_norm
 from ._nn import silu as silu
 from ._rotary import rotary as rotary
+from ._scan import selective_scan as selective_scan
+from ._scan import selective_state_update as selective_state_update
 from ._ssd import ssd as ssd
 from ._ssd import ssd_state_update as ssd_state_update
 from ._ttt import ttt_linear as ttt_linear

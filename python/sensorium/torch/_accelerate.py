@@ -1,4 +1,4 @@
-"""The slow paths of transformers' Mamba-2 models on a CPU, exchanged for the kernels."""
+"""The slow paths of transformers' Mamba models on a CPU, exchanged for the kernels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError, DTypeError
-from ._mixers import mamba2_forward
+from ._mixers import mamba2_forward, mamba_forward
 
 __all__ = ["Acceleration", "accelerate"]
 
 _COMMON = ("A_log", "D", "activation", "conv1d", "in_proj", "layer_idx", "out_proj")
+_MAMBA = (*_COMMON, "dt_proj", "x_proj")
 #: What takes the place of the forward of a mixer, and the attributes that it reads.
 _MIXERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "MambaMixer": (mamba_forward, _MAMBA),
+    "FalconMambaMixer": (mamba_forward, (*_MAMBA, "dt_layernorm", "b_layernorm", "c_layernorm")),
     "Mamba2Mixer": (mamba2_forward, (*_COMMON, "dt_bias", "n_groups", "norm", "time_step_limit")),
 }
 
@@ -77,7 +80,7 @@ class Acceleration:
 
 
 def accelerate(model: Any) -> Acceleration:
-    """Let the Mamba-2 layers of a transformers model run on the kernels, in training and in generation.
+    """Let the Mamba layers of a transformers model run on the kernels, in training and in generation.
 
     Weights, state dict, caches and the model's own methods stay what they are: the forward of each mixer
     alone is exchanged, for the same mathematics. Logits agree within rounding.
@@ -85,8 +88,8 @@ def accelerate(model: Any) -> Acceleration:
     Parameters
     ----------
     model : torch.nn.Module
-        ``Mamba2ForCausalLM``, ``Mamba2Model`` or any module that holds their layers, on the CPU, of any
-        floating dtype.
+        ``MambaForCausalLM``, ``MambaModel``, ``Mamba2ForCausalLM``, ``Mamba2Model``,
+        ``FalconMambaForCausalLM`` or any module that holds their layers, on the CPU, of any floating dtype.
 
     Returns
     -------
@@ -109,13 +112,12 @@ def accelerate(model: Any) -> Acceleration:
     >>> import torch
     >>> from sensorium.torch import accelerate
     >>> try:
-    ...     from transformers import Mamba2Config, Mamba2ForCausalLM
+    ...     from transformers import MambaConfig, MambaForCausalLM
     ... except ModuleNotFoundError:
     ...     same = True
     ... else:
-    ...     sizes = {"hidden_size": 16, "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1}
-    ...     config = Mamba2Config(vocab_size=64, num_hidden_layers=2, **sizes)
-    ...     model = Mamba2ForCausalLM(config).eval()
+    ...     config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
+    ...     model = MambaForCausalLM(config).eval()
     ...     tokens = torch.arange(20)[None]
     ...     want = model(tokens).logits
     ...     with accelerate(model):

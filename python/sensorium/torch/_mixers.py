@@ -1,6 +1,6 @@
-"""The mixers of Mamba-2 in transformers, over the kernels.
+"""The mixers of Mamba and Mamba-2 in transformers, over the kernels.
 
-What follows takes the place of a mixer's ``forward``. It uses what all versions of the mixer have, its
+Each function takes the place of a mixer's ``forward``. It uses what all versions of the mixer have, its
 projections and parameters, and takes sizes from the shapes of those. Convolution and scan are computed in
 ``float32``, or ``float64`` in a model of that dtype; what goes on to a projection has the model's dtype.
 """
@@ -11,15 +11,46 @@ import inspect
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from ..errors import ArgumentError
 from ._conv import causal_conv1d, conv_step
 from ._nn import rms_norm
 from ._register import Tensor
+from ._scan import scan_step, selective_scan
 from ._ssd import ssd, ssd_step
 from ._states import LayerStates, open_states
 
-__all__ = ["mamba2_forward"]
+__all__ = ["mamba2_forward", "mamba_forward"]
+
+
+def mamba_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a Mamba mixer, (B, L, width) to (B, L, width)."""
+    states, mask, packed = _arguments(self, hidden_states, args, kwargs)
+    rank, size = self.dt_proj.weight.shape[1], self.A_log.shape[1]
+    x, z = self.in_proj(_masked(hidden_states, mask)).chunk(2, dim=-1)  # (B, L, D) each
+    if hasattr(self, "slow_forward"):  # versions that mask after the projection, which differs by its bias
+        x = _masked(x, mask)
+    x = _masked(_convolve(self, x, states, packed), mask)
+    dt, B, C = self.x_proj(x).split([rank, size, size], dim=-1)
+    if hasattr(self, "dt_layernorm"):  # Falcon Mamba norms what selects
+        dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
+    dt = linear(dt, self.dt_proj.weight)  # the kernel adds the bias
+
+    wide = _arithmetic(x)
+    A = -torch.exp(self.A_log.to(wide))
+    D, bias = _to(wide, self.D), _to(wide, self.dt_proj.bias)
+    if step := _stepping(states, x):
+        row = [_to(wide, tensor[:, 0]) for tensor in (x, dt, B, C, z)]
+        y = step.step(scan_step, *row[:2], A, *row[2:4], D, row[4], bias)[:, None]
+    else:
+        x, dt, B, C, z = (_to(wide, tensor) for tensor in (x, dt, B, C, z))
+        state = _start(states, wide)
+        options = {"channels_last": True, **packed}
+        y, last = selective_scan(x, dt, A, B, C, D, z, bias, True, state, True, **options)
+        if states is not None:
+            states.keep_scan(last)
+    return self.out_proj(y.to(hidden_states.dtype))
 
 
 def mamba2_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -126,4 +157,4 @@ def _group_norm(norm: Any, y: Tensor) -> Tensor:
 
 
 # A bound method is pickled by its name: a model that is saved whole comes back with its own forward.
-mamba2_forward.__name__ = "forward"
+mamba_forward.__name__ = mamba2_forward.__name__ = "forward"
