@@ -67,15 +67,20 @@ def model_bits(model: LanguageModel, pages: Any) -> Any:
     return (lse - np.take_along_axis(scores, pages[:, 1:, None].astype(int), 2)[..., 0]).sum(axis=1)
 
 
-def run(text: str, family: str, seed: int, seconds: float) -> dict[str, Any]:
+def run(text: str, family: str, seed: int, seconds: float, steps: int | None) -> dict[str, Any]:
+    """Train, count, mix, and measure; a third of the time goes into the model that tells the weight."""
+
+    def goal(share: float) -> dict[str, Any]:
+        return {"seconds": share * seconds} if steps is None else {"steps": max(1, int(share * steps))}
+
     train, test = load_written_digits(seed=seed) if text == "digits" else load_help_topics(seed=seed)
     counts = {order: NGram(order).fit(train).bits(test) for order in range(2, 9)}
     best = min(counts, key=lambda order: counts[order].mean())
-    result = lm.fit(train, config_of(family, text), RECIPES[text], seconds=seconds, seed=seed)
+    result = lm.fit(train, config_of(family, text), RECIPES[text], seed=seed, **goal(1))
     bits = lm.bits_per_token(result.model, test, begin=10)
     # The weight: from a model and counts that did not see the last tenth.
     cut = len(train) * 9 // 10
-    part = lm.fit(train[:cut], config_of(family, text), RECIPES[text], seconds=seconds / 3, seed=seed).model
+    part = lm.fit(train[:cut], config_of(family, text), RECIPES[text], seed=seed, **goal(1 / 3)).model
     a = lm.bits_per_token(part, train[cut:], begin=10)
     b = NGram(best).fit(train[:cut]).bits(train[cut:])
     weights = np.linspace(0, 1, 51)
@@ -86,6 +91,8 @@ def run(text: str, family: str, seed: int, seconds: float) -> dict[str, Any]:
         "seed": seed,
         "bytes": len(train),
         "parameters": result.model.parameters,
+        "steps": result.steps,
+        "seconds": result.seconds,
         "tokens_per_second": result.steps * RECIPES[text].rows * RECIPES[text].length / result.seconds,
         "epochs": result.steps * RECIPES[text].rows * RECIPES[text].length / len(train),
         "bits": float(bits.mean()),
@@ -116,6 +123,7 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", default=["digits", "help"], choices=list(SIZES))
     parser.add_argument("--families", nargs="+", default=["mamba"], choices=["mamba", "mamba2"])
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--steps", type=int, help="instead: the same models, however busy the machine")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="added to, where it is there")
@@ -124,7 +132,7 @@ def main() -> None:
     for text in args.texts:
         for family in args.families:
             for seed in range(args.first_seed, args.first_seed + args.seeds):
-                results.append(run(text, family, seed, args.seconds))
+                results.append(run(text, family, seed, args.seconds, args.steps))
                 print(json.dumps(results[-1]), flush=True)
                 if args.json is not None:
                     args.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
