@@ -118,6 +118,10 @@ def cross_entropy_backward(
 def elementary(x: _Array, name: str) -> _Array: ...
 def embedding(table: _Array, indices: _Array) -> _Array: ...
 def embedding_backward(grad: _Array, indices: _Array, v: int) -> _Array: ...
+def gated_norm(x: _Array, z: _Array, weight: _Array, groups: int, eps: float) -> tuple[_Array, _Array]: ...
+def gated_norm_backward(
+    grad: _Array, x: _Array, z: _Array, weight: _Array, rstd: _Array, groups: int
+) -> tuple[_Array, _Array, _Array]: ...
 def global_norm(arrays: Sequence[_Array]) -> float: ...
 def isa_available() -> list[str]: ...
 def isa_level() -> str: ...
@@ -128,9 +132,32 @@ def linear(
     activation: str | None,
     residual: _Array | None,
     keep_slope: bool,
+    transposed: bool = False,
+    half: str | None = None,
 ) -> tuple[_Array, _Array | None]: ...
 def linear_backward(
     grad: _Array, x: _Array, weight: _Array, has_bias: bool, below: _Array | None
+) -> tuple[_Array, _Array, _Array | None]: ...
+def linear_scan(
+    a: _Array,
+    x: _Array,
+    initial: _Array | None,
+    seq_idx: _Array | None,
+    cu_seqlens: _Array | None,
+    reverse: bool,
+    channels_last: bool,
+    keep_last: bool,
+) -> tuple[_Array, _Array | None]: ...
+def linear_scan_backward(
+    grad: _Array,
+    a: _Array,
+    h: _Array,
+    initial: _Array | None,
+    grad_last: _Array | None,
+    seq_idx: _Array | None,
+    cu_seqlens: _Array | None,
+    reverse: bool,
+    channels_last: bool,
 ) -> tuple[_Array, _Array, _Array | None]: ...
 def matmul(a: _Array, b: _Array, transposed_a: bool, transposed_b: bool) -> _Array: ...
 def norm(

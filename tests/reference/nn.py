@@ -139,3 +139,21 @@ def adamw_step(p, g, m, v, step, *, lr, betas, eps, weight_decay):
     v = betas[1] * v + (1 - betas[1]) * g**2
     change = (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
     return p - lr * weight_decay * p - lr * change, m, v
+
+
+def gated_rms_norm(x, z, weight, *, groups=1, eps=1e-5, return_stats=False):
+    x, z, weight = _wide(x, z, weight)
+    u = (x * silu(z)).reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    rstd = 1 / np.sqrt((u**2).mean(-1) + eps)
+    y = (u * rstd[..., None]).reshape(x.shape) * weight
+    return (y, rstd) if return_stats else y
+
+
+def gated_rms_norm_backward(grad, x, z, weight, rstd, *, groups=1):
+    grad, x, z, weight, rstd = _wide(grad, x, z, weight, rstd)
+    parts = (*x.shape[:-1], groups, x.shape[-1] // groups)
+    h = (x * silu(z)).reshape(parts) * rstd[..., None]
+    g = (grad * weight).reshape(parts)
+    du = (rstd[..., None] * (g - h * (g * h).mean(-1, keepdims=True))).reshape(x.shape)
+    dweight = (grad * h.reshape(x.shape)).sum(tuple(range(x.ndim - 1)))
+    return du * silu(z), du * silu_backward(x, z), dweight

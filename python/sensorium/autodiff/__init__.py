@@ -8,9 +8,11 @@ from ._attention import attention as attention
 from ._attention import rotary as rotary
 from ._attention import self_attention as self_attention
 from ._conv import causal_conv1d as causal_conv1d
+from ._conv import gated_linear_scan as gated_linear_scan
 from ._gradient import value_and_grad as value_and_grad
 from ._nn import cross_entropy as cross_entropy
 from ._nn import embedding as embedding
+from ._nn import gated_rms_norm as gated_rms_norm
 from ._nn import gelu as gelu
 from ._nn import layer_norm as layer_norm
 from ._nn import linear as linear

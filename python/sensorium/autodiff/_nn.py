@@ -10,7 +10,7 @@ from .. import ops
 from ..errors import ArgumentError
 from ._primitive import Array, Vjp, chosen, like, primitive
 
-__all__ = ["cross_entropy", "embedding", "gelu", "layer_norm", "linear", "rms_norm", "silu"]
+__all__ = ["cross_entropy", "embedding", "gated_rms_norm", "gelu", "layer_norm", "linear", "rms_norm", "silu"]
 
 
 @primitive
@@ -56,6 +56,29 @@ defvjp_argnums(_rms_norm, _rms_norm_vjp)
 def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
     """Differentiable :func:`sensorium.ops.rms_norm`."""
     return _rms_norm(x, weight, eps, [])
+
+
+@primitive
+def _gated_rms_norm(x: Any, z: Any, weight: Any, groups: int, eps: float, kept: list[Any]) -> Any:
+    y, rstd = ops.gated_rms_norm(x, z, weight, groups=groups, eps=eps, return_stats=True)
+    kept[:] = (rstd,)
+    return y
+
+
+def _gated_rms_norm_vjp(argnums: tuple[int, ...], ans: Array, args: Any, kwargs: Any) -> Vjp:
+    x, z, weight, groups, _, kept = args
+    (rstd,) = kept
+    return lambda g: chosen(
+        argnums, ops.gated_rms_norm_backward(like(g, x), x, z, weight, rstd, groups=groups)
+    )
+
+
+defvjp_argnums(_gated_rms_norm, _gated_rms_norm_vjp)
+
+
+def gated_rms_norm(x: Any, z: Any, weight: Any, *, groups: int = 1, eps: float = 1e-5) -> Any:
+    """Differentiable :func:`sensorium.ops.gated_rms_norm`."""
+    return _gated_rms_norm(x, z, weight, groups, eps, [])
 
 
 @primitive

@@ -13,10 +13,15 @@ from .decode import attention_decode as attention_decode
 from .layout import Layout as Layout
 from .layout import Segment as Segment
 from .linalg import matmul as matmul
+from .linear_scan import GatedLinearScanGrads as GatedLinearScanGrads
+from .linear_scan import gated_linear_scan as gated_linear_scan
+from .linear_scan import gated_linear_scan_backward as gated_linear_scan_backward
 from .nn import cross_entropy as cross_entropy
 from .nn import cross_entropy_backward as cross_entropy_backward
 from .nn import embedding as embedding
 from .nn import embedding_backward as embedding_backward
+from .nn import gated_rms_norm as gated_rms_norm
+from .nn import gated_rms_norm_backward as gated_rms_norm_backward
 from .nn import gelu as gelu
 from .nn import gelu_backward as gelu_backward
 from .nn import layer_norm as layer_norm

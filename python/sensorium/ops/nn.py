@@ -12,14 +12,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
-from .._validate import as_floats, as_indices, check_finite_number
+from .._validate import as_array, as_floats, as_indices, check_finite_number, check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ._tensor import half_name
 
 __all__ = [
     "cross_entropy",
     "cross_entropy_backward",
     "embedding",
     "embedding_backward",
+    "gated_rms_norm",
+    "gated_rms_norm_backward",
     "gelu",
     "gelu_backward",
     "layer_norm",
@@ -277,6 +280,112 @@ def rms_norm_backward(
     return dx, dweight
 
 
+def _gated_inputs(x: ArrayLike, z: ArrayLike, weight: ArrayLike, groups: int) -> tuple[Array, Array, Array]:
+    x, z, weight = as_floats(x=x, z=z, weight=weight)
+    _check_rows("x", x)
+    if z.shape != x.shape:
+        _differs("z", z.shape, "x", x.shape)
+    if weight.shape != x.shape[-1:]:
+        _differs("weight", weight.shape, "x", x.shape[-1:])
+    if x.shape[-1] % check_integer("groups", groups, 1):
+        raise ArgumentError(f"groups must divide the width {x.shape[-1]}, not be {groups}")
+    return x, z, weight
+
+
+def gated_rms_norm(
+    x: ArrayLike,
+    z: ArrayLike,
+    weight: ArrayLike,
+    *,
+    groups: int = 1,
+    eps: float = 1e-5,
+    return_stats: bool = False,
+) -> Any:
+    """Return the RMS norm of ``u = x * silu(z)`` over the last axis: ``u / sqrt(mean(u^2) + eps) * weight``.
+
+    Parameters
+    ----------
+    x, z : array (..., D)
+        ``float32`` or ``float64``, of one shape.
+    weight : array (D,)
+        Factor of each column.
+    groups : int
+        Each of so many equal parts of the last axis has a mean of its own; must divide D.
+    eps : float
+        Added to the mean square.
+    return_stats : bool
+        Also return what :func:`gated_rms_norm_backward` needs.
+
+    Returns
+    -------
+    y : array (..., D)
+    rstd : array (..., groups)
+        Only with ``return_stats``: one over the root mean square of each group.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where arguments do not fit each other; the message names the argument.
+
+    References
+    ----------
+    Dao and Gu (2024), Transformers are SSMs, arXiv:2405.21060.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sensorium.ops import gated_rms_norm
+    >>> x, z = np.array([[3.0, -3.0, 5.0, 5.0]]), np.ones((1, 4))
+    >>> gated_rms_norm(x, z, np.ones(4), groups=2, eps=0.0)
+    array([[ 1., -1.,  1.,  1.]])
+    """
+    x, z, weight = _gated_inputs(x, z, weight, groups)
+    y, rstd = _core.gated_norm(x, z, weight, groups, _check_eps(eps))
+    return (y, rstd) if return_stats else y
+
+
+def gated_rms_norm_backward(
+    grad: ArrayLike, x: ArrayLike, z: ArrayLike, weight: ArrayLike, rstd: ArrayLike, *, groups: int = 1
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of :func:`gated_rms_norm`: ``dx``, ``dz`` and ``dweight``.
+
+    Parameters
+    ----------
+    grad : array (..., D)
+        Gradient of the result.
+    x, z, weight, groups
+        As given to the forward.
+    rstd : array (..., groups)
+        From the forward with ``return_stats``.
+
+    Returns
+    -------
+    dx, dz : array (..., D)
+    dweight : array (D,)
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Where arguments do not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sensorium.ops import gated_rms_norm, gated_rms_norm_backward
+    >>> x, z, weight = np.array([[3.0, 3.0]]), np.ones((1, 2)), np.ones(2)
+    >>> y, rstd = gated_rms_norm(x, z, weight, eps=0.0, return_stats=True)
+    >>> gated_rms_norm_backward(np.array([[1.0, -1.0]]), x, z, weight, rstd)[2]
+    array([ 1., -1.])
+    """
+    x, z, weight = _gated_inputs(x, z, weight, groups)
+    _, grad, rstd = as_floats(x=x, grad=grad, rstd=rstd)
+    if grad.shape != x.shape:
+        _differs("grad", grad.shape, "x", x.shape)
+    if rstd.shape != (*x.shape[:-1], groups):
+        _differs("rstd", rstd.shape, "x", (*x.shape[:-1], groups))
+    return _core.gated_norm_backward(grad, x, z, weight, rstd, groups)
+
+
 def _activation_backward(grad: ArrayLike, x: ArrayLike, name: str) -> Array:
     grad, x = as_floats(grad=grad, x=x)
     if grad.shape != x.shape:
@@ -406,12 +515,38 @@ def silu_backward(grad: ArrayLike, x: ArrayLike) -> Array:
 
 def _linear_inputs(x: ArrayLike, weight: ArrayLike) -> tuple[Array, Array]:
     x, weight = as_floats(x=x, weight=weight)
+    _check_linear(x, weight)
+    return x, weight
+
+
+def _check_linear(x: Array, weight: Array) -> None:
     _check_rows("x", x)
     if weight.ndim != 2:
         raise ShapeError(f"weight has shape {weight.shape}, expected 2 dimensions (D_in, D_out)")
     if weight.shape[0] != x.shape[-1]:
         raise ShapeError(f"weight has D_in={weight.shape[0]} but x has D_in={x.shape[-1]}")
-    return x, weight
+
+
+def _stored_weight(x: Array, weight: ArrayLike) -> tuple[Array, Array, bool, str | None]:
+    """Return a weight as given and as the kernel reads it, whether that is the transpose, and its half.
+
+    Nothing is copied where the weight or its transpose is contiguous.
+    """
+    array = weight if type(weight) is np.ndarray else as_array("weight", weight)
+    half = half_name(array.dtype)
+    if half is None and (array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8)):
+        expected = "float32, float64, float16 or bfloat16"
+        raise DTypeError(f"weight has dtype {array.dtype}, expected {expected}")
+    native = array.dtype.newbyteorder("=")
+    if x.dtype != (np.float32 if half else native):
+        raise DTypeError(f"weight has dtype {native} but x has {x.dtype}")
+    _check_linear(x, array)
+    flags = array.flags
+    transposed = flags.f_contiguous and not flags.c_contiguous
+    held = array.T if transposed else array
+    if not (held.flags.c_contiguous and flags.aligned and array.dtype.isnative):
+        held = np.require(held, dtype=native, requirements=["C", "A"])
+    return array, held.view(np.uint16) if half else held, transposed, half
 
 
 def linear(
@@ -425,12 +560,17 @@ def linear(
 ) -> Any:
     """Return ``residual + activation(x @ weight + bias)`` in one pass over the result.
 
+    A weight may be the transpose of a contiguous array, ``stored.T`` of the (D_out, D_in) that checkpoints
+    hold, and may be of half precision, which is widened where it is used. Neither is copied, so that both may
+    be mapped from a file. With few rows of ``x`` such a weight is read once, at the rate of memory.
+
     Parameters
     ----------
     x : array (..., D_in)
         ``float32`` or ``float64``.
     weight : array (D_in, D_out)
-        Columns are outputs.
+        Columns are outputs. Of the dtype of ``x``; with ``float32`` also ``float16``, or ``bfloat16`` of
+        ``ml_dtypes``, for which there is no backward.
     bias : array (D_out,), optional
         Added to every row of the product.
     activation : {"gelu", "silu"}, optional
@@ -458,7 +598,8 @@ def linear(
     >>> linear(np.array([[1.0, 2.0]]), np.eye(2), np.array([0.5, 0.0]))
     array([[1.5, 2. ]])
     """
-    x, weight = _linear_inputs(x, weight)
+    (x,) = as_floats(x=x)
+    weight, held, transposed, half = _stored_weight(x, weight)
     if bias is not None:
         _, bias = as_floats(x=x, bias=bias)
         if bias.shape != weight.shape[1:]:
@@ -467,7 +608,7 @@ def linear(
         _, residual = as_floats(x=x, residual=residual)
         if residual.shape != (*x.shape[:-1], weight.shape[1]):
             _differs("residual", residual.shape, "x @ weight", (*x.shape[:-1], weight.shape[1]))
-    out, slope = _core.linear(x, weight, bias, activation, residual, return_slope)
+    out, slope = _core.linear(x, held, bias, activation, residual, return_slope, transposed, half)
     return (out, slope) if return_slope else out
 
 

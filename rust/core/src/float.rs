@@ -57,6 +57,9 @@ pub trait Float:
     fn from_usize(n: usize) -> Self {
         Self::from_f64(n as f64)
     }
+    /// `self * b + c`, rounded once: a library call unless compiled for a level whose vectors fuse.
+    #[must_use]
+    fn mul_add(self, b: Self, c: Self) -> Self;
     /// Scalar square root.
     #[must_use]
     fn sqrt(self) -> Self;
@@ -99,6 +102,10 @@ macro_rules! float {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
+            }
+            #[inline(always)]
+            fn mul_add(self, b: Self, c: Self) -> Self {
+                $t::mul_add(self, b, c)
             }
             #[inline(always)]
             fn sqrt(self) -> Self {

@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod embedding;
+pub mod gated;
 pub mod linear;
 pub mod loss;
 pub mod norm;

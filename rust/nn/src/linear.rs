@@ -1,5 +1,8 @@
 //! Linear maps with their epilogue: `out = residual + act(x W + b)`, `x (m, k)`, `W (k, n)`.
 //!
+//! The forward also takes `W` by its transpose, as checkpoints store it, and in half precision; with few rows of `x`, as in
+//! decoding, it is then read once, as it lies.
+//!
 //! Backward, with `p = x W + b` and `dp = grad * act'(p)`: `dx = dp W^T`, `dW = x^T dp`, `db = sum dp`. The
 //! forward keeps `act'(p)`, which comes with `act(p)` almost free, so that the backward has no exponential.
 //! Where `x = act(q)` itself, `dq = dx * act'(q)` is made from each block of `dx` while that is in cache.
@@ -9,7 +12,8 @@ use crate::vector::{column_sums, load, store};
 use sensorium_core::error::{check_len, product};
 use sensorium_core::gemm::{self, MatRef};
 use sensorium_core::threads::Disjoint;
-use sensorium_core::{Float, Kernel, Result, Simd};
+use sensorium_core::{Float, Kernel, Result, Simd, Storage};
+use std::ops::Range;
 
 /// Sizes of `x (m, k)` and `W (k, n)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,14 +37,23 @@ pub struct Epilogue<'a, T> {
     pub residual: Option<&'a [T]>,
 }
 
+/// The matrix of a linear map as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight<'a, E> {
+    /// Elements, in half precision where `E` is.
+    pub data: &'a [E],
+    /// Whether they are those of the transpose, `(n, k)`.
+    pub transposed: bool,
+}
+
 /// `out = residual + act(x W + b)`; `act'(x W + b)` is kept in `slope` where asked, which needs an activation.
 ///
 /// # Errors
 /// Where a length does not fit `dims`.
-pub fn forward<T: Float>(
+pub fn forward<T: Float, E: Storage<Float = T>>(
     dims: Dims,
     x: &[T],
-    weight: &[T],
+    weight: Weight<'_, E>,
     after: Epilogue<'_, T>,
     slope: Option<&mut [T]>,
     out: &mut [T],
@@ -48,19 +61,16 @@ pub fn forward<T: Float>(
     let Dims { m, k, n } = dims;
     let len = product("out", &[m, n])?;
     check_len("x", x, product("x", &[m, k])?)?;
-    check_len("weight", weight, product("weight", &[k, n])?)?;
+    check_len("weight", weight.data, product("weight", &[k, n])?)?;
     check_len("out", out, len)?;
     after.bias.map_or(Ok(()), |b| check_len("bias", b, n))?;
     after.residual.map_or(Ok(()), |r| check_len("residual", r, len))?;
     slope.as_ref().map_or(Ok(()), |s| check_len("slope", s, len))?;
     let sizes = gemm::Dims { m, n, k };
-    let (a, b) = (MatRef::rows(x, k), MatRef::rows(weight, n));
     let Epilogue { bias, activation, residual } = after;
-    if bias.is_none() && activation.is_none() && residual.is_none() {
-        return gemm::gemm(sizes, a, b, T::ZERO, out);
-    }
+    let plain = bias.is_none() && activation.is_none() && residual.is_none();
     let slope = slope.map(Disjoint::new);
-    gemm::gemm_with(sizes, a, b, T::ZERO, out, |rows, out| {
+    let epilogue = |rows: Range<usize>, out: &mut [T]| {
         let part = rows.start * n..rows.end * n;
         T::dispatch(After {
             bias,
@@ -71,7 +81,20 @@ pub fn forward<T: Float>(
             out,
             n,
         });
-    })
+    };
+    if m <= gemm::FEW_ROWS && (weight.transposed || !E::IS_FLOAT) {
+        gemm::few_rows(sizes, x, weight.data, weight.transposed, out)?;
+        if !plain {
+            epilogue(0..m, out);
+        }
+        return Ok(());
+    }
+    let a = MatRef::rows(x, k);
+    let b = if weight.transposed { MatRef::rows(weight.data, k).t() } else { MatRef::rows(weight.data, n) };
+    if plain {
+        return gemm::gemm(sizes, a, b, T::ZERO, out);
+    }
+    gemm::gemm_with(sizes, a, b, T::ZERO, out, epilogue)
 }
 
 /// The epilogue over some rows.

@@ -109,7 +109,7 @@ impl<T: Float> Kernel<T> for Forward<'_, T> {
 
 /// A first mean, the mean of what it leaves, and `rstd`.
 #[inline(always)]
-fn statistics<T: Float, S: Simd<T>>(s: S, x: &[T], eps: T, centred: bool) -> (T, T, T) {
+pub(crate) fn statistics<T: Float, S: Simd<T>>(s: S, x: &[T], eps: T, centred: bool) -> (T, T, T) {
     let scale = T::ONE / T::from_usize(x.len().max(1));
     let first = if centred { moments(s, x, T::ZERO).0 * scale } else { T::ZERO };
     let (sum, squares) = moments(s, x, first);

@@ -2,10 +2,9 @@
 
 use crate::array::{InOut, Input, Output, by_dtype};
 use crate::door::{self, ArgumentError, DTypeError, ShapeError};
+use crate::packing::sequences;
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
-use sensorium_core::Result;
-use sensorium_scan::Sequences;
 use sensorium_scan::conv::{self, Dims, Grads, Inputs, Rows};
 
 type Array<'py> = Bound<'py, PyAny>;
@@ -67,28 +66,8 @@ fn dims(shape: [usize; 3], taps: usize, channels_last: bool) -> Dims {
     Dims { batch, width, length, taps, channels_last }
 }
 
-fn optional<'py, T: Element>(name: &str, array: &Maybe<'py>) -> PyResult<Option<Input<'py, T>>> {
+pub(crate) fn optional<'py, T: Element>(name: &str, array: &Maybe<'py>) -> PyResult<Option<Input<'py, T>>> {
     array.as_ref().map(|a| Input::new(name, a)).transpose()
-}
-
-/// Packed rows as the binding takes them: an index at each token, or cumulative lengths.
-pub(crate) struct Packing<'py> {
-    ids: Option<Input<'py, i64>>,
-    offsets: Option<Input<'py, i64>>,
-}
-
-impl<'py> Packing<'py> {
-    pub(crate) fn new(seq_idx: &Maybe<'py>, cu_seqlens: &Maybe<'py>) -> PyResult<Self> {
-        let (ids, offsets) = (optional("seq_idx", seq_idx)?, optional("cu_seqlens", cu_seqlens)?);
-        Ok(Self { ids, offsets })
-    }
-    pub(crate) fn sequences(&self, batch: usize, length: usize) -> Result<Sequences> {
-        match (&self.ids, &self.offsets) {
-            (Some(ids), _) => Sequences::from_ids(batch, length, ids.as_slice()),
-            (None, Some(offsets)) => Sequences::from_offsets(length, offsets.as_slice()),
-            (None, None) => Ok(Sequences::whole(batch, length)),
-        }
-    }
 }
 
 /// `(y, last_state)`; the latter is None unless asked for.
@@ -109,8 +88,7 @@ pub(crate) fn causal_conv1d<'py>(
         let (x, weight) = (Strided::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
         let (bias, initial) = (optional::<T>("bias", &bias)?, optional::<T>("initial_state", &initial)?);
         let dims = dims(x.shape, weight.shape()[1], channels_last);
-        let packing = Packing::new(&seq_idx, &cu_seqlens)?;
-        let sequences = packing.sequences(dims.batch, dims.length).map_err(door::translate)?;
+        let sequences = sequences(dims.batch, dims.length, seq_idx.as_ref(), cu_seqlens.as_ref())?;
         let mut y = Output::<T>::new(py, &x.shape);
         let state = [sequences.states(), dims.width, dims.taps.saturating_sub(1)];
         let mut last = keep_last.then(|| Output::<T>::new(py, &state));
@@ -148,8 +126,7 @@ pub(crate) fn causal_conv1d_backward<'py>(
         let (bias, initial) = (optional::<T>("bias", &bias)?, optional::<T>("initial_state", &initial)?);
         let grad_last = optional::<T>("grad_last_state", &grad_last)?;
         let dims = dims(x.shape, weight.shape()[1], channels_last);
-        let packing = Packing::new(&seq_idx, &cu_seqlens)?;
-        let sequences = packing.sequences(dims.batch, dims.length).map_err(door::translate)?;
+        let sequences = sequences(dims.batch, dims.length, seq_idx.as_ref(), cu_seqlens.as_ref())?;
         let (mut dx, mut dweight) =
             (Output::<T>::new(py, &x.shape), Output::<T>::new(py, weight.shape()));
         let mut dbias = bias.as_ref().map(|b| Output::<T>::new(py, b.shape()));

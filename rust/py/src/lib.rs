@@ -9,6 +9,7 @@ mod conv;
 mod core;
 mod decode;
 mod door;
+mod linear_scan;
 mod nn;
 mod packing;
 mod rotary;
@@ -30,10 +31,12 @@ mod _core {
     use super::decode::attention_decode;
     use super::door;
     #[pymodule_export]
+    use super::linear_scan::{linear_scan, linear_scan_backward};
+    #[pymodule_export]
     use super::nn::{
         activate, activate_backward, adamw_step, cross_entropy, cross_entropy_backward, embedding,
-        embedding_backward, global_norm, linear, linear_backward, norm, norm_backward, running_mean,
-        scale_arrays,
+        embedding_backward, gated_norm, gated_norm_backward, global_norm, linear, linear_backward, norm,
+        norm_backward, running_mean, scale_arrays,
     };
     #[pymodule_export]
     use super::rotary::rotary;

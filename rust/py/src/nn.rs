@@ -2,10 +2,11 @@
 
 use crate::array::{InOut, Input, Output, by_dtype};
 use crate::door;
+use crate::tensor::{Held, by_storage};
 use numpy::Element;
 use pyo3::prelude::*;
 use pyo3::types::PyAny;
-use sensorium_core::{Error, Float};
+use sensorium_core::{Error, Float, Storage};
 use sensorium_nn as nn;
 use sensorium_nn::Activation;
 
@@ -98,6 +99,57 @@ pub(crate) fn norm_backward<'py>(
     })
 }
 
+/// `(y, rstd)` of the gated RMS norm.
+#[pyfunction]
+pub(crate) fn gated_norm<'py>(
+    py: Python<'py>,
+    x: Array<'py>,
+    z: Array<'py>,
+    weight: Array<'py>,
+    groups: usize,
+    eps: f64,
+) -> PyResult<(Array<'py>, Array<'py>)> {
+    by_dtype!(&x, T => {
+        let (x, z, weight) =
+            (Input::<T>::new("x", &x)?, Input::<T>::new("z", &z)?, Input::<T>::new("weight", &weight)?);
+        let (rows, d) = rows_of(x.shape());
+        let mut y = Output::<T>::new(py, x.shape());
+        let mut rstd = Output::<T>::new(py, &[outer(x.shape()), &[groups]].concat());
+        let (xs, zs, ws) = (x.as_slice(), z.as_slice(), weight.as_slice());
+        let (ys, rs) = (y.as_slice_mut(), rstd.as_slice_mut());
+        let dims = nn::gated::Dims { rows, d, groups };
+        door::run(py, || nn::gated::forward(dims, xs, zs, ws, T::from_f64(eps), ys, rs))?;
+        Ok((y.into_any(), rstd.into_any()))
+    })
+}
+
+/// `(dx, dz, dweight)` of the gated RMS norm.
+#[pyfunction]
+pub(crate) fn gated_norm_backward<'py>(
+    py: Python<'py>,
+    grad: Array<'py>,
+    x: Array<'py>,
+    z: Array<'py>,
+    weight: Array<'py>,
+    rstd: Array<'py>,
+    groups: usize,
+) -> PyResult<(Array<'py>, Array<'py>, Array<'py>)> {
+    by_dtype!(&x, T => {
+        let (grad, rstd) = (Input::<T>::new("grad", &grad)?, Input::<T>::new("rstd", &rstd)?);
+        let (x, z, weight) =
+            (Input::<T>::new("x", &x)?, Input::<T>::new("z", &z)?, Input::<T>::new("weight", &weight)?);
+        let (rows, d) = rows_of(x.shape());
+        let (mut dx, mut dz) = (Output::<T>::new(py, x.shape()), Output::<T>::new(py, x.shape()));
+        let mut dweight = Output::<T>::new(py, weight.shape());
+        let (gs, rs) = (grad.as_slice(), rstd.as_slice());
+        let (xs, zs, ws) = (x.as_slice(), z.as_slice(), weight.as_slice());
+        let (dxs, dzs, dws) = (dx.as_slice_mut(), dz.as_slice_mut(), dweight.as_slice_mut());
+        let dims = nn::gated::Dims { rows, d, groups };
+        door::run(py, || nn::gated::backward(dims, gs, xs, zs, ws, rs, dxs, dzs, dws))?;
+        Ok((dx.into_any(), dz.into_any(), dweight.into_any()))
+    })
+}
+
 /// `act(x)`.
 #[pyfunction]
 pub(crate) fn activate<'py>(py: Python<'py>, x: Array<'py>, name: &str) -> PyResult<Array<'py>> {
@@ -129,8 +181,10 @@ pub(crate) fn activate_backward<'py>(
     })
 }
 
-/// `(out, slope)`; `slope` is None unless asked for, which needs an activation.
+/// `(out, slope)`; `slope` is None unless asked for, which needs an activation. The weight is its transpose where
+/// `transposed`, and bits of half precision where `half` names what they are.
 #[pyfunction]
+#[pyo3(signature = (x, weight, bias, activation, residual, keep_slope, transposed=false, half=None))]
 pub(crate) fn linear<'py>(
     py: Python<'py>,
     x: Array<'py>,
@@ -139,26 +193,46 @@ pub(crate) fn linear<'py>(
     activation: Option<&str>,
     residual: Maybe<'py>,
     keep_slope: bool,
+    transposed: bool,
+    half: Option<&str>,
 ) -> PyResult<(Array<'py>, Maybe<'py>)> {
     let activation = activation.map(activation_of).transpose()?;
-    by_dtype!(&x, T => {
-        let (x, weight) = (Input::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let (bias, residual) = (optional::<T>("bias", &bias)?, optional::<T>("residual", &residual)?);
-        let (m, k) = rows_of(x.shape());
-        let n = weight.shape()[1];
-        let shape = [outer(x.shape()), &[n]].concat();
-        let mut out = Output::<T>::new(py, &shape);
-        let mut slope = (keep_slope && activation.is_some()).then(|| Output::<T>::new(py, &shape));
-        let (xs, ws, os) = (x.as_slice(), weight.as_slice(), out.as_slice_mut());
-        let after = nn::linear::Epilogue {
-            bias: bias.as_ref().map(Input::as_slice),
-            activation,
-            residual: residual.as_ref().map(Input::as_slice),
-        };
-        let ps = slope.as_mut().map(Output::as_slice_mut);
-        door::run(py, || nn::linear::forward(nn::linear::Dims { m, k, n }, xs, ws, after, ps, os))?;
-        Ok((out.into_any(), slope.map(Output::into_any)))
+    by_storage!(&weight, half, E => {
+        linear_of::<E>(py, x, weight, bias, activation, residual, keep_slope, transposed)
     })
+}
+
+fn linear_of<'py, E: Held>(
+    py: Python<'py>,
+    x: Array<'py>,
+    weight: Array<'py>,
+    bias: Maybe<'py>,
+    activation: Option<Activation>,
+    residual: Maybe<'py>,
+    keep_slope: bool,
+    transposed: bool,
+) -> PyResult<(Array<'py>, Maybe<'py>)>
+where
+    E::Float: Element + Default,
+{
+    type Of<E> = <E as Storage>::Float;
+    let (x, weight) = (Input::<Of<E>>::new("x", &x)?, Input::<E::Element>::new("weight", &weight)?);
+    let (bias, residual) = (optional("bias", &bias)?, optional("residual", &residual)?);
+    let (m, k) = rows_of(x.shape());
+    let n = weight.shape()[usize::from(!transposed)];
+    let shape = [outer(x.shape()), &[n]].concat();
+    let mut out = Output::<Of<E>>::new(py, &shape);
+    let mut slope = (keep_slope && activation.is_some()).then(|| Output::<Of<E>>::new(py, &shape));
+    let (xs, os) = (x.as_slice(), out.as_slice_mut());
+    let weight = nn::linear::Weight { data: E::slice(weight.as_slice()), transposed };
+    let after = nn::linear::Epilogue {
+        bias: bias.as_ref().map(Input::as_slice),
+        activation,
+        residual: residual.as_ref().map(Input::as_slice),
+    };
+    let ps = slope.as_mut().map(Output::as_slice_mut);
+    door::run(py, || nn::linear::forward(nn::linear::Dims { m, k, n }, xs, weight, after, ps, os))?;
+    Ok((out.into_any(), slope.map(Output::into_any)))
 }
 
 /// `(dx, dweight, dbias)` from the gradient of `x W + b`. With `below = act'(q)`, where `x = act(q)`, the first is

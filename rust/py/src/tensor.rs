@@ -15,18 +15,34 @@ use sensorium_core::{Bf16, F16, Storage};
 pub(crate) trait Held: Storage<Float: Element> {
     /// The same bits.
     type Element: Element;
+    /// The same elements.
+    fn slice(of: &[Self::Element]) -> &[Self];
 }
 impl Held for f32 {
     type Element = f32;
+    fn slice(of: &[f32]) -> &[f32] {
+        of
+    }
 }
 impl Held for f64 {
     type Element = f64;
+    fn slice(of: &[f64]) -> &[f64] {
+        of
+    }
 }
 impl Held for Bf16 {
     type Element = u16;
+    fn slice(of: &[u16]) -> &[Self] {
+        // SAFETY: of the same size and alignment, and any bits are a number.
+        unsafe { std::slice::from_raw_parts(of.as_ptr().cast(), of.len()) }
+    }
 }
 impl Held for F16 {
     type Element = u16;
+    fn slice(of: &[u16]) -> &[Self] {
+        // SAFETY: of the same size and alignment, and any bits are a number.
+        unsafe { std::slice::from_raw_parts(of.as_ptr().cast(), of.len()) }
+    }
 }
 
 /// Runs `$body` with `$E` the storage of `$array`, which holds bits where `$half` names what they are.

@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod conv;
+pub mod linear;
 mod scratch;
 pub mod selective;
 mod sequences;

@@ -4,7 +4,7 @@ use super::scratch::Scratch;
 use super::tile::{self, VECTORS, tile};
 use super::{Dims, MatRef, PackB, Plan, pack};
 use crate::threads::Disjoint;
-use crate::{Float, Kernel, Simd};
+use crate::{Float, Kernel, Simd, Storage};
 use std::ops::Range;
 
 /// Panels of a group: a row of blocks wider than that is worked off in groups, so that the output stays in the
@@ -15,10 +15,10 @@ const GROUP: usize = 12;
 const PACKED_STEPS: usize = 16;
 
 /// A block of the output, and what it is computed from.
-pub(super) struct Block<'a, T> {
+pub(super) struct Block<'a, T, E> {
     pub(super) dims: Dims,
     pub(super) a: MatRef<'a, T>,
-    pub(super) b: MatRef<'a, T>,
+    pub(super) b: MatRef<'a, E>,
     pub(super) beta: T,
     pub(super) plan: Plan,
     /// All of `B`, panel by panel, each over the whole of `k`.
@@ -38,7 +38,7 @@ struct Operand<T> {
     step: usize,
 }
 
-impl<T: Float> Kernel<T> for Block<'_, T> {
+impl<T: Float, E: Storage<Float = T>> Kernel<T> for Block<'_, T, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
@@ -54,7 +54,7 @@ impl<T: Float> Kernel<T> for Block<'_, T> {
     }
 }
 
-impl<T: Float> Block<'_, T> {
+impl<T: Float, E: Storage<Float = T>> Block<'_, T, E> {
     #[inline(always)]
     fn over_k<S: Simd<T>, const R: usize>(&self, s: S, cols: Range<usize>) {
         let k = self.dims.k;
@@ -106,8 +106,13 @@ impl<T: Float> Block<'_, T> {
             let panel_b = if let Some(packed) = self.packed_b {
                 let start = packed[j / width * width * self.dims.k + steps.start * width..].as_ptr();
                 Operand { start, lane_stride: 1, step: width }
-            } else if self.plan.pack_b == PackB::Never && b.col_stride == 1 && cols.len() == width {
-                Operand { start: b.at(steps.start, j), lane_stride: 1, step: b.row_stride }
+            } else if E::IS_FLOAT
+                && self.plan.pack_b == PackB::Never
+                && b.col_stride == 1
+                && cols.len() == width
+            {
+                // Stored as what it is computed in.
+                Operand { start: b.at(steps.start, j).cast(), lane_stride: 1, step: b.row_stride }
             } else {
                 let packed = scratch_b.get::<T>(width * depth);
                 let (src, strides) = (b.at(steps.start, j), (b.col_stride, b.row_stride));

@@ -44,17 +44,19 @@
 //! So every product, small or large, stays here.
 
 mod block;
+mod few;
 mod pack;
 mod plan;
 mod scratch;
 mod tile;
 
 use crate::threads::{self, Disjoint};
-use crate::{Error, Float, Kernel, Result, Simd, isa};
+use crate::{Error, Float, Kernel, Result, Simd, Storage, isa};
 use block::Block;
 use scratch::Scratch;
 use std::ops::Range;
 
+pub use few::{FEW_ROWS, few_rows};
 pub use plan::{PackB, Plan};
 pub use tile::{VECTORS, rows, tile};
 
@@ -108,11 +110,18 @@ impl<'a, T> MatRef<'a, T> {
     }
 }
 
-/// `out = A B + beta * out`, row-major `out (m, n)`; `beta = 0` overwrites without reading.
+/// `out = A B + beta * out`, row-major `out (m, n)`; `beta = 0` overwrites without reading. `B` may be
+/// stored in half precision.
 ///
 /// # Errors
 /// [`Error::Len`] where a slice does not fit its sizes.
-pub fn gemm<T: Float>(dims: Dims, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, out: &mut [T]) -> Result<()> {
+pub fn gemm<T: Float, E: Storage<Float = T>>(
+    dims: Dims,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, E>,
+    beta: T,
+    out: &mut [T],
+) -> Result<()> {
     product(dims, a, b, beta, out, None, None)
 }
 
@@ -121,10 +130,10 @@ pub fn gemm<T: Float>(dims: Dims, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, o
 ///
 /// # Errors
 /// [`Error::Len`] where a slice does not fit its sizes.
-pub fn gemm_with<T: Float>(
+pub fn gemm_with<T: Float, E: Storage<Float = T>>(
     dims: Dims,
     a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
+    b: MatRef<'_, E>,
     beta: T,
     out: &mut [T],
     epilogue: impl Fn(Range<usize>, &mut [T]) + Sync,
@@ -137,10 +146,10 @@ type Epilogue<'a, T> = &'a (dyn Fn(Range<usize>, &mut [T]) + Sync);
 
 /// [`gemm`] by a given plan.
 #[doc(hidden)]
-pub fn gemm_by<T: Float>(
+pub fn gemm_by<T: Float, E: Storage<Float = T>>(
     dims: Dims,
     a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
+    b: MatRef<'_, E>,
     beta: T,
     out: &mut [T],
     plan: Plan,
@@ -148,10 +157,10 @@ pub fn gemm_by<T: Float>(
     product(dims, a, b, beta, out, Some(plan), None)
 }
 
-fn product<T: Float>(
+fn product<T: Float, E: Storage<Float = T>>(
     dims: Dims,
     a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
+    b: MatRef<'_, E>,
     beta: T,
     out: &mut [T],
     plan: Option<Plan>,
@@ -228,13 +237,13 @@ impl<T: Float> Kernel<T> for PanelWidth {
 }
 
 /// Packs all of `k` for the panel of `B` that starts at column `col`.
-struct PackPanelOfB<'a, T> {
+struct PackPanelOfB<'a, T, E> {
     dims: Dims,
-    b: MatRef<'a, T>,
+    b: MatRef<'a, E>,
     col: usize,
     out: &'a mut [T],
 }
-impl<T: Float> Kernel<T> for PackPanelOfB<'_, T> {
+impl<T: Float, E: Storage<Float = T>> Kernel<T> for PackPanelOfB<'_, T, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {

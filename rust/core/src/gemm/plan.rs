@@ -1,7 +1,7 @@
 //! How a product is cut into tasks, and what is packed.
 
 use super::{Dims, MatRef};
-use crate::threads;
+use crate::{Storage, threads};
 
 /// How a product is cut.
 ///
@@ -49,9 +49,9 @@ const SHARE_B_ELEMENTS: usize = 1 << 23;
 const PACK_A_PANELS: usize = 16;
 
 impl Plan {
-    pub(super) fn new<T>(dims: Dims, a: &MatRef<'_, T>, b: &MatRef<'_, T>, width: usize) -> Self {
+    pub(super) fn new<T, E: Storage>(dims: Dims, a: &MatRef<'_, T>, b: &MatRef<'_, E>, width: usize) -> Self {
         let Dims { m, n, k } = dims;
-        let in_place = b.col_stride == 1 && (m <= PACK_B_ROWS || k * n <= PACK_B_ELEMENTS);
+        let in_place = E::IS_FLOAT && b.col_stride == 1 && (m <= PACK_B_ROWS || k * n <= PACK_B_ELEMENTS);
         let pack_b = match in_place {
             true => PackB::Never,
             false if k * n <= SHARE_B_ELEMENTS => PackB::Shared,
