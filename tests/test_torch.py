@@ -17,6 +17,7 @@ from strategies import attentions, in_form
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'sensorium[torch]'")
 import sensorium.torch as st  # noqa: E402 - needs torch
 import test_torch_conv  # noqa: E402 - needs torch
+import test_torch_linear_scan  # noqa: E402 - needs torch
 import test_torch_scan  # noqa: E402 - needs torch
 import test_torch_ssd  # noqa: E402 - needs torch
 import test_torch_ttt  # noqa: E402 - needs torch
@@ -185,7 +186,7 @@ def test_every_operator_is_checked():
     writing = {name for name in names if getattr(CALLS, name).default._schema.is_mutable}
     assert {f"{name}_backward" for name in names - backwards - writing - {"rotary"}} == backwards
     # opcheck of an operator runs its backward, so that those of the small ones need no sample of their own.
-    others = (test_torch_conv, test_torch_scan, test_torch_ssd, test_torch_ttt)
+    others = (test_torch_conv, test_torch_linear_scan, test_torch_scan, test_torch_ssd, test_torch_ttt)
     samples = [*SAMPLES, *(sample for module in others for sample in module.SAMPLES)]
     checked = {call._qualified_op_name.split("::")[1] for _, call, _ in samples}
     assert checked >= names - backwards

@@ -22,6 +22,7 @@ from ._attention import self_attention as self_attention
 from ._conv import causal_conv1d as causal_conv1d
 from ._conv import causal_conv1d_update as causal_conv1d_update
 from ._layouts import layout_tensor as layout_tensor
+from ._linear_scan import gated_linear_scan as gated_linear_scan
 from ._nn import cross_entropy as cross_entropy
 from ._nn import embedding as embedding
 from ._nn import gelu as gelu
