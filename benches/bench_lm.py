@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 RECIPES = {
     "digits": lm.LanguageRecipe(rows=16, length=150, learning_rate=8e-3),
-    "help": lm.LanguageRecipe(rows=16, length=256, learning_rate=6e-3),
+    "help": lm.LanguageRecipe(rows=8, length=256, learning_rate=1e-2),
 }
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .. import autodiff as ad
 from .. import ops
-from .._tree import tree_items, tree_leaves, tree_map
+from .._tree import tree_items, tree_leaves
 from .._validate import as_indices, check_integer
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ._config import BaseConfig
@@ -138,11 +138,6 @@ def _head(params: Params) -> Any:
     """Return the matrix ``(D, V)`` of the head, which may be the table of embeddings."""
     head = params.get("lm_head")
     return params["embeddings"]["weight"].T if head is None else head["weight"]
-
-
-def _widened(array: Array) -> Array:
-    """Return half precision as ``float32``, which products are made in."""
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
 def _norm(fn: Any, params: Params, config: BaseConfig, x: Any) -> Any:
@@ -451,12 +446,11 @@ class LanguageModel:
     def _prepared(self) -> Params:
         """Return the parameters as generation reads them: layers as a list, the head as a matrix."""
         if self._ready is None:
-            params = tree_map(_widened, self.params)
             layers = [
                 {"norm": layer["norm"], "mixer": self.config.prepare_mixer(layer["mixer"])}
-                for layer in params["layers"].values()
+                for layer in self.params["layers"].values()
             ]
-            self._ready = {**params, "layers": layers, "head": _head(params)}
+            self._ready = {**self.params, "layers": layers, "head": _head(self.params)}
         return self._ready
 
     def _hidden(self, rows: NDArray[np.int64], state: State) -> Array:

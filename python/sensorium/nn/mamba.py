@@ -206,9 +206,8 @@ def step(params: Params, x: NDArray[Any], state: State, *, residual: NDArray[Any
         dt_bias=dt_proj["bias"],
         dt_softplus=True,
     )
-    out = ops.linear(y, out_proj["weight"], out_proj.get("bias"))
-    out = out[:, None]
-    return out if residual is None else residual + out
+    before = None if residual is None else residual[:, 0]
+    return ops.linear(y, out_proj["weight"], out_proj.get("bias"), residual=before)[:, None]
 
 
 def _layer(

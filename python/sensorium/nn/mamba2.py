@@ -265,8 +265,8 @@ def step(
     ).reshape(B, inner)
     if normed:
         y = _gated_norm(ops, params["norm"]["weight"], y, z, n_groups, eps, norm_before_gate)
-    out = ops.linear(y, out_proj["weight"], out_proj.get("bias"))[:, None]
-    return out if residual is None else residual + out
+    before = None if residual is None else residual[:, 0]
+    return ops.linear(y, out_proj["weight"], out_proj.get("bias"), residual=before)[:, None]
 
 
 def _sizes(params: Params, n_groups: int) -> tuple[int, int, int, int]:
@@ -286,14 +286,11 @@ def _gated_norm(
     fn: ModuleType, weight: Any, y: Any, z: Any, n_groups: int, eps: float, norm_before_gate: bool
 ) -> Any:
     """Return ``norm(y silu(z))``, or ``norm(y) silu(z)``, each group of channels normalised by itself."""
-    gate = fn.silu(z)
-    y = y if norm_before_gate else y * gate
-    if n_groups == 1:
-        y = fn.rms_norm(y, weight, eps=eps)
-    else:
-        grouped = y.reshape(*y.shape[:-1], n_groups, y.shape[-1] // n_groups)
-        y = fn.rms_norm(grouped, np.ones(grouped.shape[-1], y.dtype), eps=eps).reshape(y.shape) * weight
-    return y * gate if norm_before_gate else y
+    if not norm_before_gate:
+        return fn.gated_rms_norm(y, z, weight, groups=n_groups, eps=eps)
+    grouped = y.reshape(*y.shape[:-1], n_groups, y.shape[-1] // n_groups)
+    y = fn.rms_norm(grouped, np.ones(grouped.shape[-1], y.dtype), eps=eps).reshape(y.shape)
+    return y * weight * fn.silu(z)
 
 
 def _layer(
