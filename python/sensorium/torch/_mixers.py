@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
+from .. import ops
 from ..errors import ArgumentError
 from ._conv import causal_conv1d, conv_step
 from ._nn import rms_norm
@@ -23,16 +24,20 @@ from ._states import LayerStates, open_states
 
 __all__ = ["mamba2_forward", "mamba_forward"]
 
+#: Rows up to which a projection is bound by reading its weight, which torch does at half the
+#: rate of the kernel.
+_FEW = 8
+
 
 def mamba_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run a Mamba mixer, (B, L, width) to (B, L, width)."""
     states, mask, packed = _arguments(self, hidden_states, args, kwargs)
     rank, size = self.dt_proj.weight.shape[1], self.A_log.shape[1]
-    x, z = self.in_proj(_masked(hidden_states, mask)).chunk(2, dim=-1)  # (B, L, D) each
+    x, z = _project(self.in_proj, _masked(hidden_states, mask)).chunk(2, dim=-1)  # (B, L, D) each
     if hasattr(self, "slow_forward"):  # versions that mask after the projection, which differs by its bias
         x = _masked(x, mask)
     x = _masked(_convolve(self, x, states, packed), mask)
-    dt, B, C = self.x_proj(x).split([rank, size, size], dim=-1)
+    dt, B, C = _project(self.x_proj, x).split([rank, size, size], dim=-1)
     if hasattr(self, "dt_layernorm"):  # Falcon Mamba norms what selects
         dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
     dt = linear(dt, self.dt_proj.weight)  # the kernel adds the bias
@@ -50,7 +55,7 @@ def mamba_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -
         y, last = selective_scan(x, dt, A, B, C, D, z, bias, True, state, True, **options)
         if states is not None:
             states.keep_scan(last)
-    return self.out_proj(y.to(hidden_states.dtype))
+    return _project(self.out_proj, y.to(hidden_states.dtype))
 
 
 def mamba2_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -59,7 +64,7 @@ def mamba2_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) 
     heads, channels, groups = self.A_log.shape[0], self.conv1d.weight.shape[0], self.n_groups
     inner = self.out_proj.weight.shape[1]  # H P
     side = (channels - inner) // 2  # G S
-    z, x, dt = self.in_proj(_masked(hidden_states, mask)).split([inner, channels, heads], dim=-1)
+    z, x, dt = _project(self.in_proj, _masked(hidden_states, mask)).split([inner, channels, heads], dim=-1)
     x = _masked(_convolve(self, x, states, packed), mask)
     x, B, C = x.split([inner, side, side], dim=-1)
 
@@ -80,7 +85,27 @@ def mamba2_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) 
         if states is not None:
             states.keep_scan(last)
     y = _group_norm(self.norm, y.flatten(-2))
-    return self.out_proj(y.to(hidden_states.dtype))
+    return _project(self.out_proj, y.to(hidden_states.dtype))
+
+
+def _project(layer: Any, x: Tensor) -> Tensor:
+    """Return a projection of rows; of few of them by the kernel that reads a weight once, where it lies."""
+    if (
+        type(layer) is not torch.nn.Linear
+        or layer.weight.dtype is not torch.float32
+        or x.dtype is not torch.float32
+        or x.numel() > _FEW * x.shape[-1]
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or "forward" in layer.__dict__
+    ):
+        result: Tensor = layer(x)
+        return result
+    bias = None if layer.bias is None else layer.bias.numpy()
+    return torch.from_numpy(ops.linear(x.numpy(), layer.weight.numpy().T, bias))
 
 
 def _arguments(
