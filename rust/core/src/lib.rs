@@ -10,6 +10,7 @@ pub mod half;
 pub mod isa;
 pub mod math;
 pub mod rng;
+pub mod squares;
 pub mod threads;
 
 pub use error::{Error, Result};

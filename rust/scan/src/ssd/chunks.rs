@@ -8,7 +8,7 @@ use crate::Sequences;
 pub(super) const LONGEST: usize = 256;
 
 /// Tokens of a window: so far apart are the states that backward starts over from.
-const WINDOW: usize = 1024;
+const WINDOW: usize = 512;
 
 /// Consecutive tokens of one sequence.
 #[derive(Debug, Clone, Copy)]

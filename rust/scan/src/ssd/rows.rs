@@ -1,5 +1,6 @@
 //! Tensors of rows: `(B, L, heads, width)` with any distances between batches, tokens and heads.
 
+use sensorium_core::squares::{SQUARE, square};
 use sensorium_core::{Error, Float, MAX_LANES, Result};
 
 /// A tensor `(B, L, heads, width)` whose rows are contiguous: element `(b, t, h, p)` is
@@ -83,9 +84,6 @@ pub(super) unsafe fn pack<T: Float>(from: Matrix<T>, rows: usize, width: usize, 
     }
 }
 
-/// Side of the squares that [`transpose`] moves at once.
-const SQUARE: usize = 8;
-
 /// `to[j * ld + i] = from[i][j]` for `i < rows`, `j < columns`.
 ///
 /// # Safety
@@ -101,25 +99,19 @@ pub(super) unsafe fn transpose<T: Float>(
     let (whole_rows, whole_columns) = (rows - rows % SQUARE, columns - columns % SQUARE);
     // SAFETY: every index below is within the sizes that the caller vouches for.
     unsafe {
+        // Whole cache lines of what is written, as far as they go.
         let mut i = 0;
         while i < whole_rows {
+            let end = whole_rows.min(i + MAX_LANES);
             let mut j = 0;
             while j < whole_columns {
-                let mut square = [[T::ZERO; SQUARE]; SQUARE];
-                for r in 0..SQUARE {
-                    square[r] =
-                        from.data.add((i + r) * from.stride + j).cast::<[T; SQUARE]>().read_unaligned();
-                }
-                for c in 0..SQUARE {
-                    let mut column = [T::ZERO; SQUARE];
-                    for r in 0..SQUARE {
-                        column[r] = square[r][c];
-                    }
-                    to.add((j + c) * ld + i).cast::<[T; SQUARE]>().write_unaligned(column);
+                for r in (i..end).step_by(SQUARE) {
+                    let source = from.data.add(r * from.stride + j);
+                    square(source, from.stride, [T::ONE; SQUARE], to.add(j * ld + r), ld);
                 }
                 j += SQUARE;
             }
-            i += SQUARE;
+            i = end;
         }
         for i in 0..rows {
             let first = if i < whole_rows { whole_columns } else { 0 };
