@@ -190,6 +190,36 @@ def test_many_states_are_a_sum_of_filters():
     np.testing.assert_allclose(got[0, :, 0], want, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 16, None])
+def test_a_rate_that_all_states_share_is_a_selective_scan(chunk):
+    # Channel p of head h is channel h P + p there, with the head's step size and rate for every state.
+    arguments = plain(RNG(13), L=60) | {"chunk_size": chunk}
+    B, L, H, P = arguments["x"].shape
+    S = arguments["B"].shape[-1]
+
+    def channels(value):
+        return value.reshape(B, L, H * P)
+
+    want, last = ops.selective_scan(
+        channels(arguments["x"]),
+        np.repeat(arguments["dt"], P, axis=2),
+        np.repeat(arguments["A"], P)[:, None] * np.ones(S),
+        arguments["B"],
+        arguments["C"],
+        np.repeat(arguments["D"], P),
+        channels(arguments["z"]),
+        np.repeat(arguments["dt_bias"], P),
+        delta_softplus=True,
+        initial_state=arguments["initial_states"].reshape(B, H * P, S),
+        return_last_state=True,
+        channels_last=True,
+    )
+    y, states = ops.ssd(**arguments, return_final_states=True)
+    bound, last_bound = reference.forward_bounds(2 * np.finfo(np.float64).eps, **arguments)
+    within(channels(y), want, channels(bound))
+    within(states.reshape(last.shape), last, last_bound.reshape(last.shape))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_change_nothing(dtype):
     arguments = plain(RNG(6), B=3, L=700, P=32, S=16, dtype=dtype)

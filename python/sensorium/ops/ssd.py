@@ -270,7 +270,7 @@ def ssd_backward(
 ) -> SSDGrads:
     """Return the gradients of :func:`ssd` by all that it reads.
 
-    States are computed again from those at the begin of every 1,024 tokens: memory beyond inputs and
+    States are computed again from those at the begin of every 512 tokens: memory beyond inputs and
     gradients is a state for each of these, and what one of them takes. Where a limit holds a step size,
     ``dt`` has no gradient. Deterministic, and the same bits with any number of threads.
 
