@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError, DTypeError
-from ._mixers import mamba2_forward, mamba_forward
+from ._mixers import head_forward, mamba2_forward, mamba_forward
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -40,7 +40,7 @@ class Acceleration:
     """
 
     def __init__(self, mixers: dict[str, Any]):
-        self.layers = tuple(mixers)
+        self.layers = tuple(name for name, mixer in mixers.items() if _kind(mixer))
         self._mixers = mixers
         self._before: dict[str, Any] = {}
         for name, mixer in mixers.items():
@@ -83,7 +83,7 @@ def accelerate(model: Any) -> Acceleration:
     """Let the Mamba layers of a transformers model run on the kernels, in training and in generation.
 
     Weights, state dict, caches and the model's own methods stay what they are: the forward of each mixer
-    alone is exchanged, for the same mathematics. Logits agree within rounding.
+    and of the output head is exchanged, for the same mathematics. Logits agree within rounding.
 
     Parameters
     ----------
@@ -132,6 +132,7 @@ def accelerate(model: Any) -> Acceleration:
         raise ArgumentError(f"model has no Mamba layer that accelerate knows{_others(model)}")
     for name, mixer in found.items():
         _check(name, mixer)
+    found |= _heads(model, found)
     return Acceleration({name: mixer for name, mixer in found.items() if not _is_ours(mixer)})
 
 
@@ -144,8 +145,21 @@ def _kind(module: Any) -> str | None:
     return None
 
 
+def _heads(model: torch.nn.Module, mixers: dict[str, Any]) -> dict[str, Any]:
+    """Return the output heads of the language models that mixers are in."""
+    heads = {}
+    for name, module in model.named_modules():
+        head: Any = getattr(module, "lm_head", None)
+        prefix = f"{name}." if name else ""
+        holds = any(mixer.startswith(prefix) for mixer in mixers)
+        if type(head) is torch.nn.Linear and holds and "forward" not in head.__dict__ and head.weight.is_cpu:
+            heads[f"{prefix}lm_head"] = head
+    return heads
+
+
 def _forward_for(mixer: Any) -> Callable[..., Any]:
-    return _MIXERS[_kind(mixer) or ""][0]
+    kind = _kind(mixer)
+    return _MIXERS[kind][0] if kind else head_forward
 
 
 def _is_ours(mixer: Any) -> bool:

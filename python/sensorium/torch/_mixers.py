@@ -22,7 +22,7 @@ from ._scan import scan_step, selective_scan
 from ._ssd import ssd, ssd_step
 from ._states import LayerStates, open_states
 
-__all__ = ["mamba2_forward", "mamba_forward"]
+__all__ = ["head_forward", "mamba2_forward", "mamba_forward"]
 
 #: Rows up to which a projection is bound by reading its weight, which torch does at half the
 #: rate of the kernel.
@@ -90,22 +90,26 @@ def mamba2_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) 
 
 def _project(layer: Any, x: Tensor) -> Tensor:
     """Return a projection of rows; of few of them by the kernel that reads a weight once, where it lies."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
+    if type(layer) is torch.nn.Linear and not hooked:
+        return head_forward(layer, x)
+    result: Tensor = layer(x)
+    return result
+
+
+def head_forward(self: Any, x: Tensor) -> Tensor:
+    """Run a linear layer, such as the output head of a language model."""
     if (
-        type(layer) is not torch.nn.Linear
-        or layer.weight.dtype is not torch.float32
+        self.weight.dtype is not torch.float32
         or x.dtype is not torch.float32
         or x.numel() > _FEW * x.shape[-1]
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or "forward" in layer.__dict__
     ):
-        result: Tensor = layer(x)
-        return result
-    bias = None if layer.bias is None else layer.bias.numpy()
-    return torch.from_numpy(ops.linear(x.numpy(), layer.weight.numpy().T, bias))
+        return linear(x, self.weight, self.bias)
+    bias = None if self.bias is None else self.bias.numpy()
+    return torch.from_numpy(ops.linear(x.numpy(), self.weight.numpy().T, bias))
 
 
 def _arguments(
@@ -182,4 +186,4 @@ def _group_norm(norm: Any, y: Tensor) -> Tensor:
 
 
 # A bound method is pickled by its name: a model that is saved whole comes back with its own forward.
-mamba_forward.__name__ = mamba2_forward.__name__ = "forward"
+mamba_forward.__name__ = mamba2_forward.__name__ = head_forward.__name__ = "forward"
