@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import measure
 
@@ -105,16 +105,7 @@ def family(case: Case) -> Any:
     def row(chunk: int) -> Any:
         class Chunked(ssd.Sensorium):
             title = f"sensorium, chunks of {chunk}"
-
-            def prepare(self) -> None:
-                super().prepare()
-                if self.passes_asked != "step":
-                    self.given["chunk_size"] = chunk
-
-            def both(self) -> Any:
-                how = self.given | {"dt_softplus": True}
-                _, kept = self.scan(**how, return_checkpoints=True)
-                return self.backward(self.grad_out, **how, checkpoints=kept)
+            options: ClassVar[dict[str, Any]] = {**ssd.Sensorium.options, "chunk_size": chunk}
 
         return Chunked
 
