@@ -14,6 +14,7 @@ import fcntl
 import json
 import math
 import statistics
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ T_95 = {
 def kept() -> Iterator[dict[str, Any]]:
     """Yield what was measured so far, and write it back; one process at a time."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    with KEPT.with_suffix(".lock").open("w") as lock:
+    with (Path(tempfile.gettempdir()) / "sensorium-recall.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         data = json.loads(KEPT.read_text()) if KEPT.exists() else {"about": {}, "runs": []}
         yield data
