@@ -77,6 +77,16 @@ def memory(name: str, passes: str) -> dict[str, int]:
     }
 
 
+def keep(path: Path, kept: dict[str, Any]) -> None:
+    """Write what was measured so far, an operation a line."""
+    about = measure.machine() | {"lengths": LENGTHS, "long": LONG}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(
+        f" {json.dumps(name)}: {json.dumps(kept[name])}" for name in OPERATIONS if name in kept
+    )
+    path.write_text(f'{{"about": {json.dumps(about)},\n"operations": {{\n{lines}\n}}}}\n')
+
+
 def main(arguments: list[str]) -> None:
     """Measure, say, and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -107,11 +117,8 @@ def main(arguments: list[str]) -> None:
                 f"largest residual {fit['largest_residual']:.1%}, {fit['milliseconds']} ms",
                 flush=True,
             )
-    if args.json:
-        about = measure.machine() | {"lengths": LENGTHS, "long": LONG}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in kept.items())
-        args.json.write_text(f'{{"about": {json.dumps(about)},\n"operations": {{\n{lines}\n}}}}\n')
+        if args.json:
+            keep(args.json, kept)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ def forward_and_backward(run: Any, back: Any, grad_out: Any, given: dict[str, An
     if "return_checkpoints" in inspect.signature(run).parameters:
         y, kept = run(**given, return_checkpoints=True)
         return y, back(grad_out, **given, checkpoints=kept)
-    return run(**given), back(grad_out, **given)
+    y = run(**given)
+    kept = {"h": y} if "h" in inspect.signature(back).parameters else {}
+    return y, back(grad_out, **given, **kept)
 
 
 class TorchRow(Row):

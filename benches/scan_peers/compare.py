@@ -69,7 +69,8 @@ def compare(
     Returns
     -------
     Under ``"rows"``: milliseconds, rounds, distance to float64, and ``times``, how many times as long a row
-    takes as this package in the same rounds, each with its quarter and three quarters.
+    takes as this package in the same rounds, each with its quarter and three quarters. With backward,
+    ``of_forward`` is how many times forward alone the package takes.
     """
     given = dict(arrays)
     if passes != "both":
@@ -91,8 +92,13 @@ def compare(
             errors[name] = distance(row.results(value), truth)
         calls[name], titles[name] = row.call, row.title
         del value
+    if passes == "both" and "sensorium" in calls:
+        # In the same rounds, for how many times forward the two passes take.
+        alone = {name: x for name, x in given.items() if name != "grad_out"}
+        calls["forward alone"] = family.ROWS["sensorium"](alone, "forward", threads).call
     times = measure.interleave(calls | {"sgemm": sgemm()}, called, seconds, rounds)
     kept: dict[str, Any] = {}
+    forward = times.pop("forward alone", None)
     for name, values in times.items():
         kept[name] = {
             "milliseconds": measure.spread([1e3 * t for t in values]),
@@ -108,6 +114,8 @@ def compare(
             if work == "flops":
                 share = [amount / (2 * SGEMM**3) * t for t in times["sgemm"]]
                 kept[name]["of_sgemm"] = measure.ratio(share, values)
+        if name == "sensorium" and forward is not None:
+            kept[name]["of_forward"] = measure.ratio(values, forward)
         if name != "sensorium" and "sensorium" in times:
             kept[name]["times"] = measure.ratio(values, times["sensorium"])
     return {"pass": passes, "date": datetime.date.today().isoformat(), "rows": kept}
@@ -121,6 +129,8 @@ def say(title: str, result: Mapping[str, Any]) -> None:
         if "times" in row:
             t = row["times"]
             text += f"   {t['median']:7.2f} times as long ({t['low']:.2f} to {t['high']:.2f})"
+        if "of_forward" in row:
+            text += f"   {row['of_forward']['median']:.2f} times forward"
         if "of_sgemm" in row:
             text += f"   {row['of_sgemm']['median']:.2f} of SGEMM"
         elif name == "sgemm":
