@@ -1,10 +1,12 @@
 //! Products with few rows on the left, as in decoding: bound by reading the matrix on the right, once, as it is stored.
 //!
-//! Where rows of the transpose are contiguous, `(n, k)` as checkpoints store weights, every output is a dot product:
-//! eight rows of the matrix are read along at a time. Where columns are, `(k, n)`, blocks of columns take in eight rows
+//! Where rows of the transpose are contiguous, `(n, k)` as checkpoints store weights, every output is a dot product.
+//! For one row on the left the matrix is read in one stream: eight rows at a time were eight streams too short for the
+//! processor to follow. Where columns are, `(k, n)`, blocks of columns take in eight rows
 //! after each other. Half precision is widened in registers.
 //!
-//! An output is summed in an order that depends on the layout and the instruction set, not on rows, threads or storage.
+//! An output is summed in an order that depends on the layout, the instruction set, and whether there is one row on the
+//! left, not on threads or storage.
 
 // An index counts rows of several arrays at once; an iterator over one of them would hide the others.
 #![allow(clippy::needless_range_loop)]
@@ -19,6 +21,8 @@ use std::ops::Range;
 pub const FEW_ROWS: usize = 8;
 /// Rows of the transpose to a task: with 768 columns of half precision 100 kB.
 const ROWS: usize = 64;
+/// Sums of a dot product under way at a time, so that multiply-adds need not wait for each other.
+const CHAINS: usize = 4;
 /// Columns to a task: their sums stay in the first-level cache.
 const COLUMNS: usize = 256;
 /// Rows of the matrix that a pass over sums takes in.
@@ -72,66 +76,82 @@ impl<T: Float, E: Storage<Float = T>> Kernel<T> for Dots<'_, T, E> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
         let (cols, m) = (self.0.cols.clone(), self.0.dims.m);
+        if m == 1 {
+            for j in cols {
+                self.0.dots::<S, 1, 1, CHAINS>(s, 0, j);
+            }
+            return;
+        }
         let mut j = cols.start;
         while j < cols.end {
             // Rows of `a` in turn find these rows of the transpose in the cache.
-            let eight = j + 8 <= cols.end;
+            let four = j + 4 <= cols.end;
             let mut i = 0;
             while i < m {
-                let two = i + 2 <= m;
-                match (eight, two) {
-                    (true, true) => {
-                        self.0.dots::<S, 4, 2>(s, i, j);
-                        self.0.dots::<S, 4, 2>(s, i, j + 4);
-                    }
-                    (true, false) => self.0.dots::<S, 8, 1>(s, i, j),
-                    (false, true) => self.0.dots::<S, 1, 2>(s, i, j),
-                    (false, false) => self.0.dots::<S, 1, 1>(s, i, j),
+                let most = if S::REGISTERS >= 32 { 4 } else { 2 };
+                let rows = most.min(m - i);
+                match (four, rows) {
+                    (true, 4) => self.0.dots::<S, 4, 4, 1>(s, i, j),
+                    (true, 2 | 3) => self.0.dots::<S, 4, 2, 1>(s, i, j),
+                    (true, _) => self.0.dots::<S, 4, 1, 1>(s, i, j),
+                    (false, 4) => self.0.dots::<S, 1, 4, 1>(s, i, j),
+                    (false, 2 | 3) => self.0.dots::<S, 1, 2, 1>(s, i, j),
+                    (false, _) => self.0.dots::<S, 1, 1, 1>(s, i, j),
                 }
-                i += if two { 2 } else { 1 };
+                i += if rows == 3 { 2 } else { rows };
             }
-            j += if eight { 8 } else { 1 };
+            j += if four { 4 } else { 1 };
         }
     }
 }
 
 impl<T: Float, E: Storage<Float = T>> Few<'_, T, E> {
-    /// `M` rows of `a` from `i` on by `R` rows of the transpose from `j` on.
+    /// `M` rows of `a` from `i` on by `R` rows of the transpose from `j` on, in `U` chains of sums.
     #[inline(always)]
-    fn dots<S: Simd<T>, const R: usize, const M: usize>(&self, s: S, i: usize, j: usize) {
+    fn dots<S: Simd<T>, const R: usize, const M: usize, const U: usize>(&self, s: S, i: usize, j: usize) {
         let Dims { n, k, .. } = self.dims;
         let (a, b) = (&self.a[i * k..(i + M) * k], &self.b[j * k..(j + R) * k]);
-        let mut sum = [[s.splat(T::ZERO); M]; R];
-        let whole = k - k % S::LANES;
-        for p in (0..whole).step_by(S::LANES) {
-            let mut x = [s.splat(T::ZERO); M];
-            for i in 0..M {
-                // SAFETY: a whole vector of row `i`.
-                x[i] = unsafe { s.load_ptr(a.as_ptr().add(i * k + p)) };
-            }
-            for r in 0..R {
-                // SAFETY: a whole vector of row `r`.
-                let w = unsafe { E::load_ptr(s, b.as_ptr().add(r * k + p)) };
-                for i in 0..M {
-                    sum[r][i] = s.mul_add(w, x[i], sum[r][i]);
+        let mut sum = [[[s.splat(T::ZERO); M]; R]; U];
+        let (step, mut p) = (U * S::LANES, 0);
+        while p + step <= k {
+            for u in 0..U {
+                let at = p + u * S::LANES;
+                let mut x = [s.splat(T::ZERO); M];
+                for m in 0..M {
+                    // SAFETY: a whole vector of row `m`.
+                    x[m] = unsafe { s.load_ptr(a.as_ptr().add(m * k + at)) };
+                }
+                for r in 0..R {
+                    // SAFETY: a whole vector of row `r`.
+                    let w = unsafe { E::load_ptr(s, b.as_ptr().add(r * k + at)) };
+                    for m in 0..M {
+                        sum[u][r][m] = s.mul_add(w, x[m], sum[u][r][m]);
+                    }
                 }
             }
+            p += step;
         }
-        if whole < k {
+        while p < k {
+            let rest = (k - p).min(S::LANES);
             for r in 0..R {
-                // SAFETY: the rest of row `r`.
-                let w = unsafe { E::load_head_ptr(s, b.as_ptr().add(r * k + whole), k - whole) };
-                for i in 0..M {
-                    let x = s.load_head(&a[i * k + whole..(i + 1) * k], T::ZERO);
-                    sum[r][i] = s.mul_add(w, x, sum[r][i]);
+                // SAFETY: what is left of row `r`, at most a vector.
+                let w = unsafe { E::load_head_ptr(s, b.as_ptr().add(r * k + p), rest) };
+                for m in 0..M {
+                    let x = s.load_head(&a[m * k + p..m * k + p + rest], T::ZERO);
+                    sum[0][r][m] = s.mul_add(w, x, sum[0][r][m]);
                 }
             }
+            p += S::LANES;
         }
         for r in 0..R {
             for m in 0..M {
+                let mut total = sum[0][r][m];
+                for u in 1..U {
+                    total = s.add(total, sum[u][r][m]);
+                }
                 let at = (i + m) * n + j + r;
                 // SAFETY: this task alone writes these columns.
-                unsafe { self.out.start_of(at..at + 1).write(s.reduce_sum(sum[r][m])) };
+                unsafe { self.out.start_of(at..at + 1).write(s.reduce_sum(total)) };
             }
         }
     }
