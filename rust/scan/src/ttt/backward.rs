@@ -8,7 +8,7 @@
 //! with a gradient by the keys' outputs; and that goes through the layers as in any network. It costs twice the
 //! products of the forward, and the forward again.
 
-use super::forward::{Batch, SharedState, Tokens, load_rows, norm_of, write_parts};
+use super::forward::{Batch, SharedState, Tokens, load_rows, norm_of};
 use super::gelu::GeluSlope;
 use super::layer::{Fast, Keys, Queries, Rates, Size, room, run_keys};
 use super::mix::{AddProduct, AddScaled, Dots, MixBackward, Scale, Times};
@@ -172,15 +172,14 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
         }
         if call.position == 0 {
             for layer in &mut this.layers {
-                layer.d_sums.data.fill(T::ZERO);
+                layer.d_sums.clear();
             }
         }
         // SAFETY: each head has its own parts.
         unsafe {
-            let weights: Vec<_> = this.layers.iter().map(|layer| &layer.d).collect();
-            write_parts(&shared.initial.weights, head, &weights);
-            let sums: Vec<_> = this.layers.iter().map(|layer| &layer.d_sums).collect();
-            write_parts(&shared.initial.sums, head, &sums);
+            for (l, layer) in this.layers.iter().enumerate() {
+                shared.initial.write(head, l, &layer.d, &layer.d_sums);
+            }
             let norm = shared.norm.slice(head * 2 * d..(head + 1) * 2 * d);
             norm[..d].copy_from_slice(&this.dnorm[0][..d]);
             norm[d..].copy_from_slice(&this.dnorm[1][..d]);
@@ -203,7 +202,7 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
         let mut record = Tokens::<T>::len(width, n);
         let mut len = 5 * ld + n * ld + 2 * padded::<T>(n) + pairs + 2 * wide + room::<T>(sizes, n);
         for (l, &s) in sizes.iter().enumerate() {
-            record += Keys::<T>::len(s, n, bent(l));
+            record += Keys::<T>::len(s, n, bent(l)) + s.len::<T>();
             len += Queries::<T>::len(s, n) + Layer::<T>::len(s, n) + s.len::<T>();
         }
         let cut = &mut scratch.zeros::<T>(len + records * record);
@@ -215,7 +214,7 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
         let layers = sizes.iter().map(|&s| Layer::cut(s, n, cut)).collect();
         let queries = sizes.iter().map(|&s| Queries::cut(s, n, cut)).collect();
         let keys = |cut: &mut Cut<'a, T>| {
-            sizes.iter().enumerate().map(|(l, &s)| Keys::cut(s, n, bent(l), cut)).collect()
+            sizes.iter().enumerate().map(|(l, &s)| Keys::cut(Fast::cut(s, cut), n, bent(l), cut)).collect()
         };
         let records =
             (0..records).map(|_| Record { layers: keys(cut), tokens: Tokens::cut(width, n, cut) }).collect();
@@ -241,15 +240,15 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
     /// Runs the keys of a group of mini-batches again, each into its record.
     fn replay(&mut self, batches: std::ops::Range<usize>, checkpoints: &[T]) {
         let (call, first) = (self.call, batches.start);
-        let per_group: usize = self.layers.iter().map(|layer| layer.d.data.len()).sum();
+        let per_group: usize = self.layers.iter().map(|layer| layer.d.size.len::<T>()).sum();
         let (count, group) = (call.count(), group(call.count()));
         let mut start = (self.head * ((count - 1) / group) + (first / group).saturating_sub(1)) * per_group;
         for (l, layer) in self.records[0].layers.iter_mut().enumerate() {
             if first == 0 {
                 call.read_weights(self.head, l, &mut layer.fast);
             } else {
-                let len = layer.fast.data.len();
-                layer.fast.data.copy_from_slice(&checkpoints[start..start + len]);
+                let len = layer.fast.size.len::<T>();
+                layer.fast.unpack(&checkpoints[start..start + len]);
                 start += len;
             }
         }
@@ -264,7 +263,7 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
             }
             let step = -call.scale[batch.place + batch.n - 1];
             for (l, (layer, next)) in record.layers.iter().zip(&mut high[0].layers).enumerate() {
-                next.fast.data.copy_from_slice(layer.fast.data);
+                next.fast.copy(&layer.fast);
                 next.fast.learn(batch.n, layer.x, layer.g, record.tokens.eta, step, self.spare[0]);
                 if batch.place > 0 {
                     next.fast.add(step, &self.sums[l]);
@@ -350,8 +349,8 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
         multiply((n, n, ldc), Left::turned(queries.p, ldn), layer.dzq, Start::Zero, layer.dg);
     }
 
-    /// What the step at the end of the mini-batch, or the sums that it leaves, add to the gradients by the keys' inputs,
-    /// the loss's gradients and the rates.
+    /// What the step at the end of the mini-batch, or the sums that it leaves, add to the gradients by the keys'
+    /// inputs, the loss's gradients and the rates.
     fn reverse_step(&mut self, batch: Batch, record: usize, l: usize) {
         let (n, record) = (batch.n, &self.records[record]);
         let (keys, eta, layer) = (&record.layers[l], &record.tokens.eta[..n], &mut self.layers[l]);
@@ -387,9 +386,10 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
         }
         if batch.complete {
             let end = batch.place + n - 1;
-            let dot: f64 = layer.d.data.iter().zip(&*sums.data).map(|(&a, &b)| (a * b).to_f64()).sum();
-            self.dscale[end] -= dot;
-            layer.d_sums.data.fill(T::ZERO);
+            for (a, b) in [(&layer.d.w, &sums.w), (&layer.d.b, &sums.b)] {
+                self.dscale[end] -= a.iter().zip(b.iter()).map(|(&a, &b)| (a * b).to_f64()).sum::<f64>();
+            }
+            layer.d_sums.clear();
             layer.d_sums.add(-self.call.scale[end], &layer.d);
         }
         T::dispatch(Scale { ld: ldc, by: scale, factor: -T::ONE, x: layer.dzq, out: scaled });
@@ -415,12 +415,11 @@ impl<'a, 'c, T: Float> Reverse<'a, 'c, T> {
             multiply(
                 (n, size.inputs, ldc),
                 Left::rows(da, size.lda::<T>()),
-                over.fast.w(),
+                over.fast.w,
                 Start::Add,
                 above.dg,
             );
-            let (w, _) = above.d.parts_mut();
-            multiply((size.inputs, n, ldc), Left::turned(da, size.lda::<T>()), over.g, Start::Add, w);
+            multiply((size.inputs, n, ldc), Left::turned(da, size.lda::<T>()), over.g, Start::Add, above.d.w);
         }
         let len = n * norm.ld();
         let [dweight, dbias] = &mut self.dnorm;

@@ -130,44 +130,79 @@ pub(super) struct SharedState<'a, T> {
     pub(super) sums: Vec<Disjoint<'a, T>>,
 }
 
-/// A head's part of arrays `(B, H, ...)`.
-///
-/// # Safety
-/// Nothing else refers to that part.
-pub(super) unsafe fn write_parts<T: Float>(parts: &[Disjoint<'_, T>], head: usize, layers: &[&Fast<'_, T>]) {
-    for (l, fast) in layers.iter().enumerate() {
-        let Size { inputs, outputs } = fast.size;
-        let (w, b) = (inputs * outputs, outputs);
+impl<'a, T: Float> SharedState<'a, T> {
+    /// A head's matrix and bias of a layer in arrays `(B, H, ...)`.
+    ///
+    /// # Safety
+    /// Nothing else refers to them.
+    unsafe fn part(
+        parts: &[Disjoint<'a, T>],
+        head: usize,
+        l: usize,
+        size: Size,
+    ) -> (&'a mut [T], &'a mut [T]) {
+        let (w, b) = (size.inputs * size.outputs, size.outputs);
         // SAFETY: as the caller vouches.
         unsafe {
-            fast.write(
-                parts[2 * l].slice(head * w..(head + 1) * w),
-                parts[2 * l + 1].slice(head * b..(head + 1) * b),
-            );
+            (parts[2 * l].slice(head * w..(head + 1) * w), parts[2 * l + 1].slice(head * b..(head + 1) * b))
         }
+    }
+
+    /// Writes a head's weights and sums of a layer.
+    ///
+    /// # Safety
+    /// Nothing else refers to them.
+    pub(super) unsafe fn write(&self, head: usize, l: usize, weights: &Fast<'_, T>, sums: &Fast<'_, T>) {
+        // SAFETY: as the caller vouches.
+        let (w, b) = unsafe { Self::part(&self.weights, head, l, weights.size) };
+        weights.write(w, b);
+        // SAFETY: as the caller vouches.
+        let (w, b) = unsafe { Self::part(&self.sums, head, l, sums.size) };
+        sums.write(w, b);
     }
 }
 
-/// A head's layer from arrays `(B, H, ...)`.
-///
-/// # Safety
-/// Nothing else refers to that part.
-unsafe fn read_parts<T: Float>(
-    state: &SharedState<'_, T>,
-    head: usize,
-    l: usize,
-    fast: &mut Fast<'_, T>,
-    sums: Option<&mut Fast<'_, T>>,
-) {
-    let Size { inputs, outputs } = fast.size;
-    let (w, b) = (inputs * outputs, outputs);
-    let (w, b) = (head * w..(head + 1) * w, head * b..(head + 1) * b);
-    // SAFETY: as the caller vouches.
-    unsafe {
-        fast.read(state.weights[2 * l].slice(w.clone()), state.weights[2 * l + 1].slice(b.clone()));
-        if let Some(sums) = sums {
-            sums.read(state.sums[2 * l].slice(w), state.sums[2 * l + 1].slice(b));
+/// Weights and sums that a head of one layer works on.
+struct Begun<'a, T> {
+    weights: Fast<'a, T>,
+    sums: Fast<'a, T>,
+    /// Whether they are in the state itself, where rows have no padding.
+    in_place: bool,
+}
+
+impl<'a, T: Float> Begun<'a, T> {
+    fn len(size: Size) -> usize {
+        2 * size.len::<T>()
+    }
+
+    fn new(
+        call: &Call<'_, T>,
+        state: Option<&SharedState<'a, T>>,
+        (head, l, size): (usize, usize, Size),
+        cut: &mut Cut<'a, T>,
+    ) -> Self {
+        let Some(state) = state else {
+            let (mut weights, mut sums) = (Fast::cut(size, cut), Fast::cut(size, cut));
+            call.read_weights(head, l, &mut weights);
+            call.read_sums(head, l, &mut sums);
+            return Self { weights, sums, in_place: false };
+        };
+        // SAFETY: each head has its own parts, and takes them once.
+        let [(w, b), (sum_w, sum_b)] = unsafe {
+            [SharedState::part(&state.weights, head, l, size), SharedState::part(&state.sums, head, l, size)]
+        };
+        if call.position == 0 {
+            sum_w.fill(T::ZERO);
+            sum_b.fill(T::ZERO);
         }
+        if size.outputs == size.ldc::<T>() {
+            let (weights, sums) = (Fast { size, w, b }, Fast { size, w: sum_w, b: sum_b });
+            return Self { weights, sums, in_place: true };
+        }
+        let (mut weights, mut sums) = (Fast::cut(size, cut), Fast::cut(size, cut));
+        weights.read(w, b);
+        sums.read(sum_w, sum_b);
+        Self { weights, sums, in_place: false }
     }
 }
 
@@ -177,8 +212,9 @@ fn run_head<T: Float>(call: &Call<'_, T>, sizes: &[Size], head: usize, shared: &
     let ld = padded::<T>(dims.width);
     let mut scratch = Scratch::take();
     let wide = sizes.iter().map(|s| s.ldc::<T>()).max().unwrap_or(0);
-    let len =
-        sizes.iter().map(|&s| Keys::<T>::len(s, most, false) + Queries::<T>::len(s, most) + s.len::<T>());
+    let len = sizes
+        .iter()
+        .map(|&s| Keys::<T>::len(s, most, false) + Queries::<T>::len(s, most) + Begun::<T>::len(s));
     let len = len.sum::<usize>()
         + 3 * ld
         + Tokens::<T>::len(dims.width, most)
@@ -186,22 +222,16 @@ fn run_head<T: Float>(call: &Call<'_, T>, sizes: &[Size], head: usize, shared: &
         + most * wide;
     let cut = &mut scratch.zeros::<T>(len);
     let norm = norm_of(call, head, cut);
-    let mut keys: Vec<_> = sizes.iter().map(|&s| Keys::cut(s, most, false, cut)).collect();
+    let (mut keys, mut sums, mut in_place) = (Vec::new(), Vec::new(), Vec::new());
+    for (l, &size) in sizes.iter().enumerate() {
+        let begun = Begun::new(call, shared.state.as_ref(), (head, l, size), cut);
+        keys.push(Keys::cut(begun.weights, most, false, cut));
+        sums.push(begun.sums);
+        in_place.push(begun.in_place);
+    }
     let mut queries: Vec<_> = sizes.iter().map(|&s| Queries::cut(s, most, cut)).collect();
-    let mut sums: Vec<_> = sizes.iter().map(|&s| Fast::cut(s, cut)).collect();
     let mut tokens = Tokens::cut(dims.width, most, cut);
     let (room, spare) = (cut.next(room::<T>(sizes, most)), cut.next(most * wide));
-    for l in 0..sizes.len() {
-        if let Some(state) = &shared.state {
-            // SAFETY: each head has its own parts.
-            unsafe {
-                read_parts(state, head, l, &mut keys[l].fast, (call.position > 0).then_some(&mut sums[l]));
-            }
-        } else {
-            call.read_weights(head, l, &mut keys[l].fast);
-            call.read_sums(head, l, &mut sums[l]);
-        }
-    }
     let count = call.count();
     let (per_group, group) = (sizes.iter().map(|s| s.len::<T>()).sum::<usize>(), group(count));
     for i in 0..count {
@@ -210,9 +240,9 @@ fn run_head<T: Float>(call: &Call<'_, T>, sizes: &[Size], head: usize, shared: &
             let later = (count - 1) / group;
             let mut start = (head * later + i / group - 1) * per_group;
             for layer in &keys {
-                let len = layer.fast.data.len();
+                let len = layer.fast.size.len::<T>();
                 // SAFETY: each head and group has its own part.
-                unsafe { checkpoints.slice(start..start + len) }.copy_from_slice(layer.fast.data);
+                layer.fast.pack(unsafe { checkpoints.slice(start..start + len) });
                 start += len;
             }
         }
@@ -237,10 +267,9 @@ fn run_head<T: Float>(call: &Call<'_, T>, sizes: &[Size], head: usize, shared: &
         }
     }
     if let Some(state) = &shared.state {
-        // SAFETY: each head has its own parts.
-        unsafe {
-            write_parts(&state.weights, head, &keys.iter().map(|k| &k.fast).collect::<Vec<_>>());
-            write_parts(&state.sums, head, &sums.iter().collect::<Vec<_>>());
+        for l in (0..sizes.len()).filter(|&l| !in_place[l]) {
+            // SAFETY: each head has its own parts, and what it took of them before is in use no more.
+            unsafe { state.write(head, l, &keys[l].fast, &sums[l]) };
         }
     }
 }
@@ -291,7 +320,7 @@ fn learn<T: Float>(
         sums.learn(n, layer.x, layer.g, eta, T::ONE, spare);
         if batch.complete {
             layer.fast.add(step, sums);
-            sums.data.fill(T::ZERO);
+            sums.clear();
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::gelu::{GeluCurve, GeluSlope};
 use super::mix::{AddRows, AddScaled, Mix, Scale, Times};
 use super::norm::{Loss, Norm};
-use super::product::{Left, Start, Turned, multiply, multiply_causal};
+use super::product::{FEW, Left, Start, Turned, multiply, multiply_causal};
 use super::scratch::{Cut, padded};
 use sensorium_core::Float;
 
@@ -30,27 +30,17 @@ impl Size {
 }
 
 /// A matrix `(inputs, outputs)` and a bias `(outputs,)` with padded rows: fast weights, sums of their gradients, or
-/// gradients by either. One buffer, the bias last.
+/// gradients by either.
 pub(super) struct Fast<'a, T> {
     pub(super) size: Size,
-    pub(super) data: &'a mut [T],
+    pub(super) w: &'a mut [T],
+    pub(super) b: &'a mut [T],
 }
 
 impl<'a, T: Float> Fast<'a, T> {
     pub(super) fn cut(size: Size, cut: &mut Cut<'a, T>) -> Self {
-        Self { size, data: cut.next(size.len::<T>()) }
-    }
-
-    pub(super) fn w(&self) -> &[T] {
-        &self.data[..self.size.inputs * self.size.ldc::<T>()]
-    }
-
-    pub(super) fn b(&self) -> &[T] {
-        &self.data[self.size.inputs * self.size.ldc::<T>()..]
-    }
-
-    pub(super) fn parts_mut(&mut self) -> (&mut [T], &mut [T]) {
-        self.data.split_at_mut(self.size.inputs * self.size.ldc::<T>())
+        let ld = size.ldc::<T>();
+        Self { size, w: cut.next(size.inputs * ld), b: cut.next(ld) }
     }
 
     /// From rows without padding.
@@ -58,9 +48,9 @@ impl<'a, T: Float> Fast<'a, T> {
         let Size { inputs, outputs } = self.size;
         let ld = self.size.ldc::<T>();
         for i in 0..inputs {
-            self.data[i * ld..i * ld + outputs].copy_from_slice(&w[i * outputs..(i + 1) * outputs]);
+            self.w[i * ld..i * ld + outputs].copy_from_slice(&w[i * outputs..(i + 1) * outputs]);
         }
-        self.data[inputs * ld..inputs * ld + outputs].copy_from_slice(b);
+        self.b[..outputs].copy_from_slice(b);
     }
 
     /// To rows without padding.
@@ -68,34 +58,59 @@ impl<'a, T: Float> Fast<'a, T> {
         let Size { inputs, outputs } = self.size;
         let ld = self.size.ldc::<T>();
         for i in 0..inputs {
-            w[i * outputs..(i + 1) * outputs].copy_from_slice(&self.data[i * ld..i * ld + outputs]);
+            w[i * outputs..(i + 1) * outputs].copy_from_slice(&self.w[i * ld..i * ld + outputs]);
         }
-        b.copy_from_slice(&self.data[inputs * ld..inputs * ld + outputs]);
+        b.copy_from_slice(&self.b[..outputs]);
+    }
+
+    /// From as many padded elements: the matrix, then the bias.
+    pub(super) fn unpack(&mut self, from: &[T]) {
+        let (w, b) = from.split_at(self.w.len());
+        self.w.copy_from_slice(w);
+        self.b.copy_from_slice(b);
+    }
+
+    /// The converse.
+    pub(super) fn pack(&self, to: &mut [T]) {
+        let (w, b) = to.split_at_mut(self.w.len());
+        w.copy_from_slice(self.w);
+        b.copy_from_slice(self.b);
+    }
+
+    /// The same numbers as another's.
+    pub(super) fn copy(&mut self, from: &Fast<'_, T>) {
+        self.w.copy_from_slice(from.w);
+        self.b.copy_from_slice(from.b);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.w.fill(T::ZERO);
+        self.b.fill(T::ZERO);
     }
 
     /// `self += factor other`.
     pub(super) fn add(&mut self, factor: T, other: &Fast<'_, T>) {
-        T::dispatch(AddScaled { factor, x: other.data, y: self.data });
+        T::dispatch(AddScaled { factor, x: other.w, y: self.w });
+        T::dispatch(AddScaled { factor, x: other.b, y: self.b });
     }
 
     /// `self += left^T right` and the sum of the rows of `right`, over `n` tokens.
     pub(super) fn add_outer(&mut self, n: usize, left: &[T], right: &[T]) {
         let (size, ld) = (self.size, self.size.ldc::<T>());
-        let (w, b) = self.parts_mut();
         let right = &right[..n * ld];
-        multiply((size.inputs, n, ld), Left::turned(left, size.lda::<T>()), right, Start::Add, w);
-        T::dispatch(AddRows { x: right, out: b });
+        multiply((size.inputs, n, ld), Left::turned(left, size.lda::<T>()), right, Start::Add, self.w);
+        T::dispatch(AddRows { x: right, out: self.b });
     }
 
     /// `out (n, outputs) = x W + b`.
     pub(super) fn apply(&self, n: usize, x: &[T], out: &mut [T]) {
         let (size, ld) = (self.size, self.size.ldc::<T>());
-        multiply((n, size.inputs, ld), Left::rows(x, size.lda::<T>()), self.w(), Start::Row(self.b()), out);
+        multiply((n, size.inputs, ld), Left::rows(x, size.lda::<T>()), self.w, Start::Row(self.b), out);
     }
 
     /// `out (n, inputs) = start + x W^T`.
     pub(super) fn apply_turned(&self, n: usize, x: &[T], start: Start<'_, T>, out: &mut [T], room: &mut [T]) {
-        Turned::new(self.w(), (self.size.inputs, self.size.outputs), room, n).multiply(n, x, start, out);
+        Turned::new(self.w, (self.size.inputs, self.size.outputs), room, n).multiply(n, x, start, out);
     }
 
     /// One step along the gradients `g` of the tokens: `self += factor eta_j (x_j g_j^T, g_j)`.
@@ -121,15 +136,16 @@ pub(super) struct Keys<'a, T> {
 }
 
 impl<'a, T: Float> Keys<'a, T> {
-    /// Elements that `cut` takes for mini-batches of `n` tokens.
+    /// Elements that `cut` takes for mini-batches of `n` tokens, besides those of the fast weights.
     pub(super) fn len(size: Size, n: usize, bent: bool) -> usize {
-        size.len::<T>() + n * (size.lda::<T>() + (2 + 2 * usize::from(bent)) * size.ldc::<T>())
+        n * (size.lda::<T>() + (2 + 2 * usize::from(bent)) * size.ldc::<T>())
     }
 
-    pub(super) fn cut(size: Size, n: usize, bent: bool, cut: &mut Cut<'a, T>) -> Self {
+    pub(super) fn cut(fast: Fast<'a, T>, n: usize, bent: bool, cut: &mut Cut<'a, T>) -> Self {
+        let size = fast.size;
         let bend = if bent { n * size.ldc::<T>() } else { 0 };
         Self {
-            fast: Fast::cut(size, cut),
+            fast,
             x: cut.next(n * size.lda::<T>()),
             z: cut.next(n * size.ldc::<T>()),
             g: cut.next(n * size.ldc::<T>()),
@@ -240,6 +256,9 @@ impl<'a, T: Float> Queries<'a, T> {
 
 /// Elements of the room that turning takes.
 pub(super) fn room<T>(sizes: &[Size], n: usize) -> usize {
+    if n < FEW {
+        return 0;
+    }
     let turned = |s: &Size| {
         let pairs = s.inputs.max(s.outputs) * padded::<T>(n);
         pairs.max(s.outputs * s.lda::<T>())

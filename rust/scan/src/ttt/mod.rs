@@ -18,6 +18,19 @@
 //! Backward through the inner steps: mini-batches in reverse, the gradient by the fast weights carried along.
 //! Weights are kept at the start of every group of about `sqrt(L / b)` mini-batches, and made again within a group.
 //! Heads are tasks; nothing else is cut, so that results do not depend on threads.
+//!
+//! # What each step brought
+//! Milliseconds, `f32`, AVX-512, one thread of two busy cores, 2048 tokens, `b = 16`, 4 heads of 64, forward / with
+//! backward (234 Mflop / 0.94 Gflop linear, 2.1 / 8.2 MLP):
+//!
+//! | | linear | MLP |
+//! |---|---|---|
+//! | products of a register tile, operands padded to whole vectors, transposes element by element | - | 36.3 / 153 |
+//! | transposes in squares in registers, sixteen rows together | 3.3 / 13.5 | 33.8 / 135 |
+//! | causal diagonals row by row: in one loop over both indices every product spilt its sums | 3.7 / 14.3 | 23.1 / 96 |
+//!
+//! The last is 89 and 85 GFLOP/s. A state with whole lines is worked on where it is, which spares one token's call
+//! two copies of it. Not tried: several products in one tile that add to the same output.
 
 mod backward;
 mod forward;

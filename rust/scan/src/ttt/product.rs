@@ -84,22 +84,12 @@ impl<T: Float> Kernel<T> for Product<'_, T> {
         if let Start::Row(row) = self.start {
             assert!(row.len() >= width);
         }
-        let mut j = 0;
-        while j < width {
-            let left = (width - j) / S::LANES;
-            // Of 32 registers, 24 accumulate: eight rows by three vectors; of 16, eight do.
-            // SAFETY: all vectors up to `width` are within the rows, whose extents were just checked.
-            unsafe {
-                if const { S::REGISTERS >= 32 } && left >= 3 && left != 4 {
-                    self.columns::<S, 3>(s, j);
-                    j += 3 * S::LANES;
-                } else if left >= 2 {
-                    self.columns::<S, 2>(s, j);
-                    j += 2 * S::LANES;
-                } else {
-                    self.columns::<S, 1>(s, j);
-                    j += S::LANES;
-                }
+        // SAFETY: all rows and vectors are within the operands, whose extents were just checked.
+        unsafe {
+            if self.causal {
+                self.all::<S, true>(s);
+            } else {
+                self.all::<S, false>(s);
             }
         }
     }
@@ -107,24 +97,48 @@ impl<T: Float> Kernel<T> for Product<'_, T> {
 
 impl<T: Float> Product<'_, T> {
     /// # Safety
+    /// As for [`tile`](Self::tile), for all rows and columns.
+    #[inline(always)]
+    unsafe fn all<S: Simd<T>, const CAUSAL: bool>(&mut self, s: S) {
+        let mut j = 0;
+        while j < self.width {
+            let left = (self.width - j) / S::LANES;
+            // Of 32 registers, 24 accumulate: eight rows by three vectors; of 16, eight do.
+            // SAFETY: as the caller vouches.
+            unsafe {
+                if const { S::REGISTERS >= 32 } && left >= 3 && left != 4 {
+                    self.columns::<S, 3, CAUSAL>(s, j);
+                    j += 3 * S::LANES;
+                } else if left >= 2 {
+                    self.columns::<S, 2, CAUSAL>(s, j);
+                    j += 2 * S::LANES;
+                } else {
+                    self.columns::<S, 1, CAUSAL>(s, j);
+                    j += S::LANES;
+                }
+            }
+        }
+    }
+
+    /// # Safety
     /// As for [`tile`](Self::tile), for all rows.
     #[inline(always)]
-    unsafe fn columns<S: Simd<T>, const V: usize>(&mut self, s: S, j: usize) {
+    unsafe fn columns<S: Simd<T>, const V: usize, const CAUSAL: bool>(&mut self, s: S, j: usize) {
         let mut i = 0;
         // SAFETY: as the caller vouches.
         unsafe {
             if const { S::REGISTERS >= 32 } {
                 while i + 8 <= self.rows {
-                    self.tile::<S, 8, V>(s, i, j);
+                    self.tile::<S, 8, V, CAUSAL>(s, i, j);
                     i += 8;
                 }
             }
             while i + 4 <= self.rows {
-                self.tile::<S, 4, V>(s, i, j);
+                self.tile::<S, 4, V, CAUSAL>(s, i, j);
                 i += 4;
             }
             while i < self.rows {
-                self.tile::<S, 1, V>(s, i, j);
+                self.tile::<S, 1, V, CAUSAL>(s, i, j);
                 i += 1;
             }
         }
@@ -135,7 +149,12 @@ impl<T: Float> Product<'_, T> {
     /// # Safety
     /// They are within `c`, and `a` and `b` hold what they are summed from.
     #[inline(always)]
-    unsafe fn tile<S: Simd<T>, const R: usize, const V: usize>(&mut self, s: S, i: usize, j: usize) {
+    unsafe fn tile<S: Simd<T>, const R: usize, const V: usize, const CAUSAL: bool>(
+        &mut self,
+        s: S,
+        i: usize,
+        j: usize,
+    ) {
         let mut sum = [[s.splat(T::ZERO); V]; R];
         let (row, col, ldb) = (self.a.row, self.a.col, self.width);
         // SAFETY: as the caller vouches.
@@ -161,7 +180,7 @@ impl<T: Float> Product<'_, T> {
             }
             let (mut a, mut b) =
                 (self.a.data.as_ptr().wrapping_add(i * row), self.b.as_ptr().wrapping_add(j));
-            for _ in 0..if self.causal { i } else { self.inner } {
+            for _ in 0..if CAUSAL { i } else { self.inner } {
                 let mut x = [s.splat(T::ZERO); V];
                 for v in 0..V {
                     x[v] = s.load_ptr(b.add(v * S::LANES));
@@ -175,16 +194,16 @@ impl<T: Float> Product<'_, T> {
                 a = a.wrapping_add(col);
                 b = b.wrapping_add(ldb);
             }
-            if self.causal {
-                for p in 0..R {
-                    for v in 0..V {
-                        let x = s.load_ptr(b.add(v * S::LANES));
-                        for r in p..R {
-                            sum[r][v] = s.mul_add(s.splat(*a.add(r * row)), x, sum[r][v]);
+            if CAUSAL {
+                // Row by row, so that sums keep their registers: one indexed by a variable is kept in memory, and so
+                // are the others, in the loop above too.
+                for r in 0..R {
+                    for p in 0..=r {
+                        let y = s.splat(*a.add(r * row + p * col));
+                        for v in 0..V {
+                            sum[r][v] = s.mul_add(y, s.load_ptr(b.add(p * ldb + v * S::LANES)), sum[r][v]);
                         }
                     }
-                    a = a.wrapping_add(col);
-                    b = b.wrapping_add(ldb);
                 }
             }
             for r in 0..R {
@@ -197,7 +216,7 @@ impl<T: Float> Product<'_, T> {
 }
 
 /// Rows below which a product with a transposed right operand is summed along the lanes.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 
 /// A matrix `(rows, ld)` of which products with the transpose are wanted, and room for it.
 pub(super) struct Turned<'a, T> {
@@ -276,6 +295,9 @@ impl<T: Float> Kernel<T> for Dots<'_, T> {
 
 /// Side of the squares that a transposition moves at once.
 const SQUARE: usize = 4;
+/// Rows that are turned together, so that lines are written whole: a column at a time, they would be fetched and
+/// evicted four times where rows of `to` are a power of two apart.
+const TOGETHER: usize = 4 * SQUARE;
 
 /// `to[c][r] = from[r][c]`, padded with zeros.
 struct Turn<'a, T> {
@@ -294,21 +316,12 @@ impl<T: Float> Kernel<T> for Turn<'_, T> {
         let Self { from, ld, rows, cols, to, width } = self;
         assert!(cols <= ld && rows <= width && from.len() >= rows * ld && to.len() >= cols * width);
         let (whole_rows, whole_cols) = (rows - rows % SQUARE, cols - cols % SQUARE);
-        for i in (0..whole_rows).step_by(SQUARE) {
+        for first in (0..whole_rows).step_by(TOGETHER) {
             for j in (0..whole_cols).step_by(SQUARE) {
-                let mut square = [[T::ZERO; SQUARE]; SQUARE];
-                // SAFETY: four rows from `i` and four columns from `j` are within both, as was just checked.
-                unsafe {
-                    for r in 0..SQUARE {
-                        square[r] =
-                            from.as_ptr().add((i + r) * ld + j).cast::<[T; SQUARE]>().read_unaligned();
-                    }
-                    for c in 0..SQUARE {
-                        let column = [square[0][c], square[1][c], square[2][c], square[3][c]];
-                        to.as_mut_ptr()
-                            .add((j + c) * width + i)
-                            .cast::<[T; SQUARE]>()
-                            .write_unaligned(column);
+                for i in (first..whole_rows.min(first + TOGETHER)).step_by(SQUARE) {
+                    // SAFETY: four rows from `i` and four columns from `j` are within both, as was just checked.
+                    unsafe {
+                        square(from.as_ptr().add(i * ld + j), ld, to.as_mut_ptr().add(j * width + i), width);
                     }
                 }
             }
@@ -323,6 +336,51 @@ impl<T: Float> Kernel<T> for Turn<'_, T> {
                 to[j * width + rows..(j + 1) * width].fill(T::ZERO);
             }
         }
+    }
+}
+
+/// `dst[c * to + r] = src[r * from + c]` for four rows and four columns.
+///
+/// # Safety
+/// Those elements exist.
+#[inline(always)]
+unsafe fn square<T: Float>(src: *const T, from: usize, dst: *mut T, to: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if const { size_of::<T>() == size_of::<f32>() } {
+        // SAFETY: `T` is `f32`, the only float of its size; the caller vouches for the elements.
+        unsafe { square_f32(src.cast(), from, dst.cast(), to) };
+        return;
+    }
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let mut rows = [[T::ZERO; SQUARE]; SQUARE];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = src.add(r * from).cast::<[T; SQUARE]>().read_unaligned();
+        }
+        for c in 0..SQUARE {
+            let column = [rows[0][c], rows[1][c], rows[2][c], rows[3][c]];
+            dst.add(c * to).cast::<[T; SQUARE]>().write_unaligned(column);
+        }
+    }
+}
+
+/// The same in registers, which the compiler does not find: it moves elements one by one, three times slower.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn square_f32(src: *const f32, from: usize, dst: *mut f32, to: usize) {
+    use std::arch::x86_64::{
+        _mm_loadu_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_storeu_ps, _mm_unpackhi_ps, _mm_unpacklo_ps,
+    };
+    // SAFETY: SSE is in the baseline of x86-64; the caller vouches for the elements.
+    unsafe {
+        let (a, b) = (_mm_loadu_ps(src), _mm_loadu_ps(src.add(from)));
+        let (c, d) = (_mm_loadu_ps(src.add(2 * from)), _mm_loadu_ps(src.add(3 * from)));
+        let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+        let (ab_high, cd_high) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+        _mm_storeu_ps(dst, _mm_movelh_ps(ab, cd));
+        _mm_storeu_ps(dst.add(to), _mm_movehl_ps(cd, ab));
+        _mm_storeu_ps(dst.add(2 * to), _mm_movelh_ps(ab_high, cd_high));
+        _mm_storeu_ps(dst.add(3 * to), _mm_movehl_ps(cd_high, ab_high));
     }
 }
 
