@@ -85,12 +85,12 @@ impl Case {
                     let raw = self.delta[at] + self.bias.as_ref().map_or(0.0, |bias| bias[d]);
                     let delta = raw.exp().ln_1p();
                     let mut sum = 0.0;
-                    for n in 0..states {
+                    for (n, h) in h.iter_mut().enumerate() {
                         let varying = ((sequence.row * length + t) * groups + group) * states + n;
                         let of = |constant: bool| if constant { d * states + n } else { varying };
-                        h[n] = (delta * self.a[d * states + n]).exp() * h[n]
+                        *h = (delta * self.a[d * states + n]).exp() * *h
                             + delta * self.u[at] * self.b[of(self.constant.0)];
-                        sum += h[n] * self.c[of(self.constant.1)];
+                        sum += *h * self.c[of(self.constant.1)];
                     }
                     sum += self.d.as_ref().map_or(0.0, |skip| skip[d] * self.u[at]);
                     y[at] = sum * self.z.as_ref().map_or(1.0, |z| z[at] / (1.0 + (-z[at]).exp()));

@@ -137,8 +137,8 @@ pub(super) unsafe fn load_run<T: Float, S: Simd<T>>(
         let (first, channels) = run.block(block, S::LANES);
         // SAFETY: as the caller vouches.
         unsafe {
-            load_states(s, matrix, first, states, channels, factor, out.add(block * states * S::LANES))
-        };
+            load_states(s, matrix, first, states, channels, factor, out.add(block * states * S::LANES));
+        }
     }
 }
 
