@@ -362,15 +362,16 @@ def selective_state_update(
     """
     if not isinstance(state, np.ndarray):
         raise DTypeError(f"state must be an ndarray, not {type(state).__name__}")
-    if state.dtype not in (np.float32, np.float64) or not state.dtype.isnative:
+    if state.dtype.char not in "fd" or not state.dtype.isnative:
         raise DTypeError(f"state has dtype {state.dtype}, expected float32 or float64, in native order")
     if not (state.flags.writeable and state.flags.c_contiguous and state.flags.aligned):
         raise ArgumentError("state must be writeable and contiguous, to be updated in place")
     x, dt, A, B, C = as_floats(x=x, dt=dt, A=A, B=B, C=C)
     D, z, dt_bias = _optional("D", D), _optional("z", z), _optional("dt_bias", dt_bias)
     _same_dtype("state", state.dtype, x=x, D=D, z=z, dt_bias=dt_bias)
-    sizes = check_dims("B D S, B D, B D, D S", state=state, x=x, dt=dt, A=A)
-    batch, channels, size = sizes["B"], sizes["D"], sizes["S"]
+    if not (state.ndim == 3 and state.shape[:2] == x.shape == dt.shape and state.shape[1:] == A.shape):
+        check_dims("B D S, B D, B D, D S", state=state, x=x, dt=dt, A=A)  # Finds the words: 3 microseconds.
+    batch, channels, size = state.shape
     if B.ndim not in (2, 3):
         raise ShapeError(f"B has shape {B.shape}, expected 2 or 3 dimensions")
     groups = B.shape[1] if B.ndim == 3 else 1
