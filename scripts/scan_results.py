@@ -224,7 +224,7 @@ def plot_peers(kept: dict[str, Any]) -> None:
         ("ttt linear both B1 H12 L2048 D64", "TTT-Linear, with backward"),
         ("ttt mlp both B1 H12 L2048 D64", "TTT-MLP, with backward"),
     ]
-    figure, axes = plt.subplots(3, 2, figsize=(10, 8), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(3, 2, figsize=(11, 8), sharex=True, layout="constrained")
     for axis, (name, title) in zip(axes.flat, wanted, strict=True):
         rows = [row for row in kept["cases"][name]["rows"].values() if "times" in row]
         rows.sort(key=lambda row: row["times"]["median"])
@@ -236,8 +236,9 @@ def plot_peers(kept: dict[str, Any]) -> None:
         axis.set_yticks(places, [row["title"] for row in rows], fontsize=8)
         axis.axvline(1, color="black", linewidth=1)
         axis.set_xscale("log")
-        axis.set_title(f"{title}: {milliseconds(kept['cases'][name]['rows']['sensorium'])} ms", fontsize=9)
-        axis.margins(x=0.15)
+        ours = milliseconds(kept["cases"][name]["rows"]["sensorium"])
+        axis.set_title(f"{title}: {ours} ms", fontsize=9)
+        axis.margins(x=0.2)
     for axis in axes[-1]:
         axis.set_xlabel("times as long as sensorium")
     save(figure, "scan_peers.svg")
