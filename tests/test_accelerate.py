@@ -98,8 +98,8 @@ def test_logits_are_those_of_before(kind, mask):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mask", [None, padded()], ids=["whole rows", "padded on the left"])
-def test_gradients_are_those_of_before(kind, mask):
+def test_gradients_are_those_of_before(kind):
+    mask = padded()
     model = made(kind).double()
     want = loss_and_gradients(model, some(), mask)
     with accelerate(model):
@@ -314,21 +314,16 @@ def test_packed_sequences_stay_apart():
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])
 def test_an_accelerated_model_compiles(kind):
     model = made(kind)
-    tokens = some(2, 6)
-    want = loss_and_gradients(model, tokens)
     mixer = model.backbone.layers[0].mixer
     x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
     with accelerate(model):
-        out = torch.compile(mixer, fullgraph=True, backend="aot_eager")(x)
-        torch.testing.assert_close(out, mixer(x))
-        model_compiled = torch.compile(model, backend="aot_eager")
-        model.train()
-        model.zero_grad()
-        model_compiled(tokens, labels=tokens).loss.backward()
-        got = [parameter.grad for parameter in model.parameters()]
+        parameters, results = list(mixer.parameters()), []
+        for call in (mixer, torch.compile(mixer, fullgraph=True, backend="aot_eager")):
+            out = call(x)
+            results.append([out, *torch.autograd.grad(out.square().sum(), parameters)])
     torch.compiler.reset()
-    for ours, theirs in zip(got, want[1:], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    for want, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 # The way back
