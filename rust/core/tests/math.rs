@@ -199,7 +199,7 @@ type Case = (Function, std::ops::Range<f32>, std::ops::Range<f64>, f64);
 const EXPONENTIALS: [Case; 4] = [
     (Exp, -110.0..88.722_84, -750.0..709.782_71, 1.1),
     (ExpNonpositive, -200.0..88.0, -1500.0..709.0, 1.1),
-    (Exp2, -160.0..127.999_99, -1100.0..1023.999_9, 1.3),
+    (Exp2, -160.0..127.999_99, -1100.0..1_023.999_9, 1.3),
     (Exp2Nonpositive, -300.0..127.0, -3000.0..1023.0, 1.3),
 ];
 const LOGARITHMS: [Case; 3] = [
