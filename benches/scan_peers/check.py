@@ -5,7 +5,7 @@ PYTHONPATH=python python benches/scan_peers/check.py
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from scan_peers import ggml, selective, ssd, ttt
 from scan_peers._row import distance
@@ -38,13 +39,7 @@ def cases() -> list[tuple[str, Any, dict[str, Any], str]]:
 
 def reference(name: str) -> Any:
     """Load a module of `tests/reference`."""
-    path = Path(__file__).parents[2] / "tests" / "reference" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"reference.{name}")
 
 
 def first(found: Any) -> Any:
@@ -67,8 +62,8 @@ def independent(name: str, family: Any, arrays: dict[str, Any], passes: str, tru
     if passes == "forward":
         return distance({"y": first(run(**given, **options))}, truth)
     grads = run(grad_out, **given, **options)
-    names = family.GRADIENTS
-    return distance(dict(zip(names, grads, strict=False)), truth)
+    named = grads if isinstance(grads, dict) else dict(zip(family.GRADIENTS, grads, strict=False))
+    return distance(named, truth)
 
 
 def main() -> None:
