@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), 
 
 
 def test_the_readme_has_its_examples():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert "seconds=30" in BLOCKS[0]
 
 
@@ -24,6 +24,10 @@ def test_an_example_runs(block, tmp_path, monkeypatch):
         assert names["sound"].dtype == np.float32
         assert names["sound"].ndim == 1
         assert len(names["sound"]) > 0
+    elif "state" in names:
+        assert names["y"].shape == names["u"].shape
+        assert names["y_next"].shape == names["u"].shape[::2]
+        assert np.isfinite(names["y_next"]).all()
     else:
         assert names["out"].shape == names["q"].shape
         assert (tmp_path / "layout.png").stat().st_size > 1000
