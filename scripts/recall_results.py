@@ -133,10 +133,11 @@ def table(data: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     about, first = data["about"], data["runs"][0]
+    asked = [run["test"]["far"]["questions"] for run in data["runs"]]
     seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in data["runs"]}))
     lines.append(
         f"\nSeeds {seeds}; {first['steps']:,} steps, {first['threads']} thread; "
-        f"{first['test']['far']['questions']:,} far questions a run, or about so many. "
+        f"{min(asked):,} to {max(asked):,} far questions a run. "
         f"{about['processor']}, {about['isa']}; version {about['version']}, {about['date']}."
     )
     return "\n".join(lines)
