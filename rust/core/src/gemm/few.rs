@@ -234,9 +234,16 @@ mod tests {
     }
 
     fn check<E: Storage<Float = f32>>() {
-        for (m, n, k) in
-            [(1, 1, 1), (1, 77, 33), (2, 8, 16), (3, 300, 40), (8, 65, 100), (1, 5, 0), (2, 0, 3)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (1, 77, 33),
+            (1, 9, 200),
+            (2, 8, 16),
+            (3, 300, 40),
+            (8, 65, 100),
+            (1, 5, 0),
+            (2, 0, 3),
+        ] {
             let (a, wide) = (numbers(m * k), numbers(n * k));
             let narrow: Vec<E> = wide.iter().map(|&x| E::narrow(x)).collect();
             for transposed in [false, true] {
