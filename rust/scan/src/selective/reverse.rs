@@ -6,7 +6,6 @@
 //! state of every token) stays near the first-level cache.
 
 use super::recurrence::{Block, unroll};
-use super::stage::Ahead;
 use sensorium_core::math::exp2;
 use sensorium_core::{Float, Simd};
 
@@ -100,8 +99,6 @@ pub(super) struct Reverse<T> {
     pub(super) grad_input: *mut T,
     /// `sum_n A w`, added to.
     pub(super) grad_delta: *mut T,
-    /// Where the gradients of this tile are to be written.
-    pub(super) ahead: [Ahead<T>; 3],
 }
 
 /// Gradients by the `N` states from `first` on.
@@ -118,7 +115,7 @@ pub(super) unsafe fn reverse<T: Float, S: Simd<T>, const N: usize, const SHARED:
     tokens: usize,
 ) {
     let &Block { h, delta, input, b, c, .. } = block;
-    let &Reverse { a, grad, carry, grad_a, grad_b, grad_c, grad_input, grad_delta, ahead } = gradients;
+    let &Reverse { a, grad, carry, grad_a, grad_b, grad_c, grad_input, grad_delta } = gradients;
     // SAFETY: as the caller vouches.
     unsafe {
         let from = first * S::LANES;
@@ -133,11 +130,6 @@ pub(super) unsafe fn reverse<T: Float, S: Simd<T>, const N: usize, const SHARED:
             let at = t * S::LANES;
             let (step, x) = (s.load_ptr(delta.add(at)), s.load_ptr(input.add(at)));
             let dy = s.load_ptr(grad.add(at));
-            if first == 0 {
-                ahead[0].fetch(t);
-                ahead[1].fetch(t);
-                ahead[2].fetch(t);
-            }
             let (mut of_input, mut of_delta) =
                 (s.load_ptr(grad_input.add(at)), s.load_ptr(grad_delta.add(at)));
             unroll!(n < N, {

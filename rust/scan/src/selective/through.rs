@@ -370,7 +370,6 @@ impl<T: Float> Task<'_, T> {
                 grad_c: sum(inputs.c.varies(), desk.sum_c, kept.grad_c),
                 grad_input: stage.grad_input,
                 grad_delta: stage.grad_delta,
-                ahead: self.results(place),
             };
             let gated = inputs.z.is_some();
             let mut passes: &[(bool, bool)] = &[(true, true)];
@@ -425,18 +424,6 @@ impl<T: Float> Task<'_, T> {
         };
         [&inputs.u, &inputs.delta, self.shared.grad, gate]
             .map(|view| Ahead::new(view.at(row, 0, start, first), view.strides().step()))
-    }
-
-    /// Where a block's gradients are in the tile at hand.
-    #[inline(always)]
-    fn results(&self, place: &Place<'_>) -> [Ahead<T>; 3] {
-        let (row, start, first) = (place.tile.sequence.row, place.tile.start, place.first);
-        let gate = match self.shared.z {
-            Some(z) => z,
-            None => self.shared.u,
-        };
-        [self.shared.u, self.shared.delta, gate]
-            .map(|view| Ahead::new(view.at(row, 0, start, first).cast_const(), view.strides().step()))
     }
 
     /// Writes the gradients of a tile, and of the states before a sequence.
