@@ -2,7 +2,8 @@
 
 ``python scripts/scan_results.py`` puts tables where docs/scan_speed.md has its markers, and README.md where
 it has one, and draws ``docs/images/scan_peers.svg`` and ``scan_length.svg``, from
-``benches/results/scans.json`` and ``scan_length.json``.
+``benches/results/scans.json`` and ``scan_length.json``. Whole models stand in docs/mamba.md and
+docs/accelerate.md, from ``mamba.json`` and ``accelerate.json`` that their benches wrote.
 """
 
 from __future__ import annotations
@@ -245,6 +246,38 @@ def plot_peers(kept: dict[str, Any]) -> None:
     plt.close(figure)
 
 
+def mamba_words(kept: dict[str, Any]) -> str:
+    """Tokens a second of models of 130 M parameters."""
+    work = {"write": "writing", "read": "reading 512 tokens"}
+    lines = ["| | here | transformers | ratio | products alone, in NumPy |", "|---|---|---|---|---|"]
+    for row in kept["results"]:
+        family = {"mamba": "Mamba", "mamba2": "Mamba-2"}[row["model"]]
+        alone = f"{row['products alone']:.1f}" if "products alone" in row else ""
+        lines.append(
+            f"| {family}, {row['dtype']}, {work[row['what']]} "
+            f"| {row['sensorium']:.1f} | {row['transformers']:.1f} "
+            f"| {row['ratio']:.1f} ({row['ratio_low']:.1f} to {row['ratio_high']:.1f}) | {alone} |"
+        )
+    return "\n".join(lines) + "\n\n" + where(kept["machine"])
+
+
+def accelerate_words(kept: dict[str, Any]) -> str:
+    """Tokens a second of transformers' models before and after."""
+    lines = ["| | before | after | ratio |", "|---|---|---|---|"]
+    for row in kept["rows"]:
+        family = {"mamba": "Mamba", "mamba2": "Mamba-2"}[row["family"]]
+        what = {
+            "generate": f"generating after {row['length']} tokens",
+            "prefill": f"reading {row['length']} tokens",
+            "train": f"a training step of {row['length']} tokens, {row['layers']} layers",
+        }[row["case"]]
+        before, after = (row[way]["tokens_per_second"] for way in ("before", "after"))
+        times = row["times"]
+        ratio = f"{times['median']:.1f} ({times['low']:.1f} to {times['high']:.1f})"
+        lines.append(f"| {family}, {what} | {before:.1f} | {after:,.1f} | {ratio} |")
+    return "\n".join(lines) + "\n\n" + where(kept["machine"])
+
+
 def plot_length(kept: dict[str, Any]) -> None:
     """Time a step over length, for every operation."""
     plt = style()
@@ -272,6 +305,8 @@ def main() -> None:
     replace(page, "ssd results", ssd_words(scans))
     replace(page, "ttt results", ttt_words(scans))
     replace(page, "length results", length_words(length))
+    replace(ROOT / "docs" / "mamba.md", "mamba results", mamba_words(load("mamba.json")))
+    replace(ROOT / "docs" / "accelerate.md", "accelerate results", accelerate_words(load("accelerate.json")))
     readme = ROOT / "README.md"
     if "<!-- scan results -->" in readme.read_text(encoding="utf-8"):
         replace(readme, "scan results", short(scans))
