@@ -181,8 +181,8 @@ def test_learning_rate_goes_up_and_down():
         ({}, "give either seconds or steps"),
         ({"seconds": 1.0, "steps": 1}, "give either seconds or steps"),
         ({"seconds": 0.0}, "seconds must be above 0, not 0"),
-        ({"seconds": float("nan")}, "seconds must be above 0, not nan"),
-        ({"steps": 0}, "steps must be above 0, not 0"),
+        ({"seconds": float("nan")}, "seconds must be finite, not nan"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
     ],
 )
 def test_wrong_goals(arguments, words):

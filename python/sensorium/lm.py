@@ -7,11 +7,10 @@ an ideal coder would shrink each to.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import checkpoint, optim
 from ._blas import one_blas_thread
-from ._interrupt import graceful_interrupt
 from ._memory import keep_pages
+from ._training import Progress, TrainingState, check_goal, check_key, run_steps
 from ._validate import as_indices, check_integer, check_positive
 from .autodiff import value_and_grad
 from .errors import ArgumentError, CheckpointError
@@ -32,9 +31,6 @@ from .models.language import LanguageModel, init, loss
 __all__ = ["LanguageFit", "LanguageRecipe", "bits_per_token", "fit"]
 
 Ints = NDArray[np.int64]
-Progress = Callable[[dict[str, Any]], None]
-
-RECORD_EVERY = 0.25  # Seconds between two records of the history.
 _FAMILIES: dict[str, type[LanguageModel]] = {"mamba": mamba.Model, "mamba2": mamba2.Model}
 
 
@@ -97,51 +93,26 @@ class LanguageFit:
     interrupted: bool
 
 
-@dataclass
-class _State:
-    """What changes from step to step, and what a checkpoint holds."""
+def _save(state: TrainingState, path: Path, key: Mapping[str, Any]) -> None:
+    checkpoint.save(path, _arrays(state), {"language_training": state.to_json(key)})
 
-    params: dict[str, Any]
-    optimizer: dict[str, Any]
-    rng: np.random.Generator
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def save(self, path: Path, key: Mapping[str, Any]) -> None:
-        trees = {"params": self.params, "m": self.optimizer["m"], "v": self.optimizer["v"]}
-        training: dict[str, Any] = {
-            "key": dict(key),
-            "step": self.step,
-            "seconds": self.seconds,
-            "optimizer_step": int(self.optimizer["step"]),
-            "rng": self.rng.bit_generator.state,
-            "history": self.history,
-        }
-        checkpoint.save(path, checkpoint.flatten(trees), {"language_training": training})
+def _load(state: TrainingState, path: Path, key: Mapping[str, Any]) -> None:
+    """Take the place of what a checkpoint holds, which must be of the same run."""
+    arrays, metadata = checkpoint.load(path)
+    training: Any = metadata.get("language_training")
+    if not isinstance(training, dict):
+        raise CheckpointError(f"{path} holds no training of a language model; there is nothing to resume")
+    check_key(path, training, key)
+    present = _arrays(state)
+    checkpoint.check_arrays(path, arrays, {n: (a.shape, a.dtype) for n, a in present.items()})
+    state.take(training, path)
+    for name, array in present.items():  # In place: sums over all arrays keep their order.
+        array[...] = arrays[name]
 
-    def load(self, path: Path, key: Mapping[str, Any]) -> None:
-        """Take the place of what a checkpoint holds, which must be of the same run."""
-        arrays, metadata = checkpoint.load(path)
-        training: Any = metadata.get("language_training")
-        if not isinstance(training, dict):
-            raise CheckpointError(f"{path} holds no training of a language model; there is nothing to resume")
-        was = training.get("key")
-        for name, value in key.items():
-            if not isinstance(was, dict) or was.get(name) != json.loads(json.dumps(value)):
-                raise CheckpointError(f"{path} was trained with another {name}; resume with the same one")
-        trees = {"params": self.params, "m": self.optimizer["m"], "v": self.optimizer["v"]}
-        present = checkpoint.flatten(trees)
-        checkpoint.check_arrays(path, arrays, {n: (a.shape, a.dtype) for n, a in present.items()})
-        try:
-            self.rng.bit_generator.state = training["rng"]
-            self.step, self.seconds = int(training["step"]), float(training["seconds"])
-            self.history = list(training["history"])
-            self.optimizer["step"] = int(training["optimizer_step"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} holds a training state that cannot be used: {error}") from error
-        for name, array in present.items():  # In place: sums over all arrays keep their order.
-            array[...] = arrays[name]
+
+def _arrays(state: TrainingState) -> dict[str, NDArray[Any]]:
+    return checkpoint.flatten({"params": state.params, "m": state.optimizer["m"], "v": state.optimizer["v"]})
 
 
 @one_blas_thread()
@@ -207,12 +178,7 @@ def fit(
     >>> result.steps, result.model.config.hidden_size
     (3, 16)
     """
-    if (seconds is None) == (steps is None):
-        raise ArgumentError("give either seconds or steps")
-    if seconds is not None:
-        check_positive("seconds", seconds)
-    if steps is not None:
-        check_integer("steps", steps, 1)
+    goal = check_goal(seconds, steps)
     recipe = recipe or LanguageRecipe()
     text = _text(tokens, config)
     if len(text) <= recipe.length:
@@ -227,69 +193,54 @@ def fit(
         "seed": seed,
         "recipe": asdict(recipe),
         "text": hashlib.sha256(text.tobytes()).hexdigest(),
-        "goal": {"seconds": seconds, "steps": steps},
+        "goal": goal,
     }
     rng = np.random.default_rng(seed)
     params = init(config, rng)
-    state = _State(params, optim.adamw_init(params), rng)
+    state = TrainingState(params, optim.adamw_init(params), rng)
     path = None if checkpoint_path is None else Path(checkpoint_path)
     if resume and path is not None and path.exists():
-        state.load(path, key)
-    begin -= state.seconds
+        _load(state, path, key)
     gradient = value_and_grad(loss)
-    longest, tokens_done = 0.0, 0
+    value, tokens_done = np.float32(0), 0
 
-    def done() -> float:
-        if steps is not None:
-            return state.step / steps
-        return min(1.0, (time.perf_counter() - begin + longest) / float(seconds or 1))
+    def step(done: float) -> None:
+        nonlocal value, tokens_done
+        value, grads = gradient(state.params, config, draw(text, recipe, state.rng))
+        optim.adamw_step(  # Leaves out a step whose gradient overflowed rather than spoiling the model.
+            state.params,
+            grads,
+            state.optimizer,
+            lr=recipe.rate(done),
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            decay=_decays,
+            max_norm=recipe.max_norm,
+        )
+        tokens_done += recipe.rows * recipe.length
+
+    def describe(interval: float) -> dict[str, Any]:
+        nonlocal tokens_done
+        rate, tokens_done = tokens_done / interval, 0
+        return {"loss": float(value), "examples_per_second": rate}
 
     def save() -> None:
-        state.seconds = time.perf_counter() - begin
         if path is not None:
-            state.save(path, key)
+            _save(state, path, key)
 
-    last_save = last_record = time.perf_counter()
-    with graceful_interrupt() as asked:
-        while not asked() and done() < 1.0:
-            start = time.perf_counter()
-            value, grads = gradient(state.params, config, draw(text, recipe, state.rng))
-            optim.adamw_step(  # Leaves out a step whose gradient overflowed rather than spoiling the model.
-                state.params,
-                grads,
-                state.optimizer,
-                lr=recipe.rate(done()),
-                betas=recipe.betas,
-                weight_decay=recipe.weight_decay,
-                decay=_decays,
-                max_norm=recipe.max_norm,
-            )
-            state.step += 1
-            tokens_done += recipe.rows * recipe.length
-            now = time.perf_counter()
-            longest = max(0.9 * longest, now - start)
-            if now - last_record > RECORD_EVERY or state.step in (1, steps):
-                record = {
-                    "step": state.step,
-                    "seconds": now - begin,
-                    "fraction": done(),
-                    "loss": float(value),
-                    "examples_per_second": tokens_done / max(now - last_record, 1e-9),
-                }
-                state.history.append(record)
-                last_record, tokens_done = now, 0
-                if progress is not None:
-                    try:
-                        progress(record)
-                    except BaseException:
-                        save()  # What a callback does wrong must not cost what was learnt.
-                        raise
-            if path is not None and now - last_save > checkpoint_every:
-                save()
-                last_save = time.perf_counter()
-    save()
+    reached = run_steps(
+        state,
+        step,
+        describe,
+        begin=begin - state.seconds,
+        seconds=seconds,
+        steps=steps,
+        save=save,
+        save_every=checkpoint_every,
+        tell=progress or (lambda record: None),
+    )
     model = _FAMILIES[config.family](config, state.params)
-    return LanguageFit(model, state.history, state.step, state.seconds, interrupted=done() < 1.0)
+    return LanguageFit(model, state.history, state.step, state.seconds, interrupted=not reached)
 
 
 def draw(text: Ints, recipe: LanguageRecipe, rng: np.random.Generator) -> Ints:

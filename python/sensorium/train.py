@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import numpy as np
 
 from . import checkpoint, optim
 from ._blas import one_blas_thread
-from ._interrupt import graceful_interrupt
 from ._memory import keep_pages
 from ._sampling import Sampler, fit_tokenizers, make_banks, plans_of, vocabulary_of
 from ._threads import get_num_threads
+from ._training import Progress, TrainingState, check_goal, check_key, run_steps
 from .autodiff import value_and_grad
 from .data.corpus import Corpus
 from .errors import ArgumentError, CheckpointError
@@ -29,10 +27,8 @@ from .recipe import Recipe, learning_rate
 
 __all__ = ["FitResult", "Recipe", "fit"]
 
-RECORD_EVERY = 0.25  # Seconds between two records of the history.
 PREVIEW_EVERY = 3.0  # Seconds between two previews, each of some 20 milliseconds.
 
-Progress = Callable[[dict[str, Any]], None]
 Preview = Callable[[Model], Any]
 
 
@@ -73,57 +69,31 @@ class FitResult:
         }
 
 
-@dataclass
-class _State:
-    """What changes from step to step, and what a checkpoint holds beside the model."""
+def _save(state: TrainingState, path: Path, model: Model, key: Mapping[str, Any]) -> None:
+    arrays, metadata = model.to_arrays()
+    arrays |= checkpoint.flatten({"optimizer": {k: state.optimizer[k] for k in ("m", "v")}})
+    checkpoint.save(path, arrays, metadata | {"training": state.to_json(key)})
 
-    params: dict[str, Any]
-    optimizer: dict[str, Any]
-    rng: np.random.Generator
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def save(self, path: Path, model: Model, key: Mapping[str, Any]) -> None:
-        arrays, metadata = model.to_arrays()
-        arrays |= checkpoint.flatten({"optimizer": {k: self.optimizer[k] for k in ("m", "v")}})
-        training = {
-            "key": dict(key),
-            "step": self.step,
-            "seconds": self.seconds,
-            "optimizer_step": int(self.optimizer["step"]),
-            "rng": self.rng.bit_generator.state,
-            "history": self.history,
-        }
-        checkpoint.save(path, arrays, metadata | {"training": training})
-
-    @classmethod
-    def load(cls, path: Path, key: Mapping[str, Any]) -> tuple[_State, Model]:
-        arrays, metadata = checkpoint.load(path)
-        training: Any = metadata.get("training")
-        if not isinstance(training, dict):
-            raise CheckpointError(f"{path} is a model without training state; there is nothing to resume")
-        was = training.get("key")
-        for name, value in key.items():
-            if not isinstance(was, dict) or was.get(name) != json.loads(json.dumps(value)):
-                raise CheckpointError(f"{path} was trained with another {name}; resume with the same one")
-        model = Model.from_arrays(arrays, metadata, path=path)
+def _load(path: Path, key: Mapping[str, Any]) -> tuple[TrainingState, Model]:
+    arrays, metadata = checkpoint.load(path)
+    training: Any = metadata.get("training")
+    if not isinstance(training, dict):
+        raise CheckpointError(f"{path} is a model without training state; there is nothing to resume")
+    check_key(path, training, key)
+    model = Model.from_arrays(arrays, metadata, path=path)
+    state = TrainingState(model.params, optim.adamw_init(model.params), np.random.default_rng(0))
+    state.take(training, path)
+    for part in ("m", "v"):
+        want = checkpoint.flatten(state.optimizer[part])
         try:
-            optimizer = optim.adamw_init(model.params)
-            optimizer["step"] = int(training["optimizer_step"])
-            for part in ("m", "v"):
-                want = checkpoint.flatten(optimizer[part])
-                got = {name: arrays[f"optimizer/{part}/{name}"] for name in want}
-                if any(a.shape != got[n].shape or a.dtype != got[n].dtype for n, a in want.items()):
-                    raise CheckpointError(f"{path} has optimiser state that does not fit its parameters")
-                optimizer[part] = checkpoint.unflatten(got)
-            rng = np.random.default_rng(0)
-            rng.bit_generator.state = training["rng"]
-            step, seconds, history = training["step"], training["seconds"], training["history"]
-            state = cls(model.params, optimizer, rng, int(step), float(seconds), list(history))
-        except (KeyError, TypeError, ValueError) as error:
+            got = {name: arrays[f"optimizer/{part}/{name}"] for name in want}
+        except KeyError as error:
             raise CheckpointError(f"{path} holds a training state that cannot be used: {error}") from error
-        return state, model
+        if any(a.shape != got[n].shape or a.dtype != got[n].dtype for n, a in want.items()):
+            raise CheckpointError(f"{path} has optimiser state that does not fit its parameters")
+        state.optimizer[part] = checkpoint.unflatten(got)
+    return state, model
 
 
 def _fingerprint(corpus: Corpus) -> str:
@@ -188,12 +158,7 @@ def fit(
     CheckpointError
         Where the checkpoint is damaged or of another run.
     """
-    if (seconds is None) == (steps is None):
-        raise ArgumentError("give either seconds or steps")
-    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-        raise ArgumentError(f"seconds must be above 0, not {seconds}")
-    if steps is not None and steps < 1:
-        raise ArgumentError(f"steps must be above 0, not {steps}")
+    goal = check_goal(seconds, steps)
     recipe = recipe or Recipe()
     if recipe.rows < 1:
         raise ArgumentError(f"rows must be above 0, not {recipe.rows}")
@@ -203,12 +168,11 @@ def fit(
     tell({"phase": "learning the tokens"})
     train = corpus.select("train")
     path = None if checkpoint_path is None else Path(checkpoint_path)
-    goal = {"seconds": seconds, "steps": steps}
     key = {"seed": seed, "recipe": recipe.to_json(), "data": _fingerprint(train), **goal}
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
     tokenizer_rng, bank_rng, rng = streams
     if resume and path is not None and path.exists():
-        state, model = _State.load(path, key)
+        state, model = _load(path, key)
     else:
         tokenizers = fit_tokenizers(train, recipe, tokenizer_rng)
         sizes = (recipe.width, recipe.depth, recipe.heads, recipe.hidden)
@@ -216,74 +180,53 @@ def fit(
         features = {n: t.codebook.table for n, t in tokenizers.items() if n != "text"}
         params = init(config, rng, features)
         model = Model(config, params, tokenizers, dict(recipe.decoding))
-        state = _State(params, optim.adamw_init(params), rng)
+        state = TrainingState(params, optim.adamw_init(params), rng)
     banks = make_banks(train, model.tokenizers, recipe, bank_rng)
-    loop = _Loop(state, model, recipe, banks, begin - state.seconds, seconds, steps)
+    steps_of = _Steps(state, model, recipe, banks)
+    last_preview = time.perf_counter()
 
     def save() -> None:
-        state.seconds = time.perf_counter() - loop.begin
         if path is not None:
-            state.save(path, model, key)
+            _save(state, path, model, key)
 
-    last_save = last_record = last_preview = time.perf_counter()
-    with graceful_interrupt() as asked:
-        while not asked() and loop.done < 1.0:
-            loop.step()
-            now = time.perf_counter()
-            if now - last_record > RECORD_EVERY or state.step in (1, steps):
-                state.history.append(loop.record(now - last_record))
-                last_record = now
-                samples = {}
-                try:
-                    if preview is not None and now - last_preview > PREVIEW_EVERY:
-                        samples = {"samples": preview(model)}
-                        last_preview = time.perf_counter()
-                    tell(state.history[-1] | samples)
-                except BaseException:
-                    save()  # What a callback does wrong must not cost what was learnt.
-                    raise
-            if path is not None and now - last_save > checkpoint_every:
-                save()
-                last_save = time.perf_counter()
-    save()
-    return FitResult(model, state.history, state.step, state.seconds, interrupted=loop.done < 1.0)
+    def tell_and_show(record: dict[str, Any]) -> None:
+        nonlocal last_preview
+        samples = {}
+        if preview is not None and time.perf_counter() - last_preview > PREVIEW_EVERY:
+            samples = {"samples": preview(model)}
+            last_preview = time.perf_counter()
+        tell(record | samples)
+
+    reached = run_steps(
+        state,
+        steps_of.step,
+        steps_of.describe,
+        begin=begin - state.seconds,
+        seconds=seconds,
+        steps=steps,
+        save=save,
+        save_every=checkpoint_every,
+        tell=tell_and_show,
+    )
+    return FitResult(model, state.history, state.step, state.seconds, interrupted=not reached)
 
 
-class _Loop:
-    """The steps of a run, from where its state is to its goal."""
+class _Steps:
+    """The steps of a run."""
 
-    def __init__(
-        self,
-        state: _State,
-        model: Model,
-        recipe: Recipe,
-        banks: Mapping[str, Any],
-        begin: float,
-        seconds: float | None,
-        steps: int | None,
-    ) -> None:
-        self.state, self.config, self.recipe, self.begin = state, model.config, recipe, begin
-        self.seconds, self.steps = seconds, steps
+    def __init__(self, state: TrainingState, model: Model, recipe: Recipe, banks: Mapping[str, Any]) -> None:
+        self.state, self.config, self.recipe = state, model.config, recipe
         self.plans = plans_of(recipe, banks)
         vocabulary = model.config.vocabulary
         self.samplers = {tasks: Sampler(cached_row(vocabulary, tasks), banks) for tasks in set(self.plans)}
         self.gradient = value_and_grad(loss, has_aux=True)
         self.losses: dict[str, float] = {}
         self.examples = 0
-        self.longest = 0.0  # Seconds of a slow step: the next one must end before the time does.
 
-    @property
-    def done(self) -> float:
-        """Share of the goal that is reached."""
-        if self.steps is not None:
-            return self.state.step / self.steps
-        elapsed = time.perf_counter() - self.begin
-        return min(1.0, (elapsed + self.longest) / float(self.seconds or 1))
-
-    def step(self) -> None:
+    def step(self, done: float) -> None:
         """Draw rows, compute the gradient, update the parameters."""
-        start, state, recipe = time.perf_counter(), self.state, self.recipe
-        rate = learning_rate(recipe, self.done)
+        state, recipe = self.state, self.recipe
+        rate = learning_rate(recipe, done)
         sampler = self.samplers[self.plans[state.step % len(self.plans)]]
         codes = sampler.draw(recipe.rows, state.rng)
         batch = fill_row(sampler.row, codes, state.rng, least_mask=recipe.least_mask)
@@ -298,18 +241,10 @@ class _Loop:
             decay=decays,
             max_norm=recipe.max_norm,
         )
-        state.step += 1
         self.losses |= {"loss": float(total)} | {f"loss_{name}": float(x) for name, x in by_modality.items()}
         self.examples += recipe.rows * len(sampler.row.tasks)
-        self.longest = max(0.9 * self.longest, time.perf_counter() - start)
 
-    def record(self, interval: float) -> dict[str, Any]:
+    def describe(self, interval: float) -> dict[str, Any]:
         """Return what there is to say after an interval of so many seconds."""
-        rate, self.examples = self.examples / max(interval, 1e-9), 0
-        return {
-            "step": self.state.step,
-            "seconds": time.perf_counter() - self.begin,
-            "fraction": self.done,
-            **self.losses,
-            "examples_per_second": rate,
-        }
+        rate, self.examples = self.examples / interval, 0
+        return {**self.losses, "examples_per_second": rate}
