@@ -181,6 +181,21 @@ def render(report: Report) -> str:
         ("settings", "Configuration", _settings(report.config)),
         ("again", "How to reproduce", _again(report)),
     ]
+    return page(report.title, _summary(report.metrics), sections)
+
+
+def page(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:
+    """Return a page that holds all that it needs, as one string of HTML.
+
+    Parameters
+    ----------
+    title : str
+        Heading, as plain text.
+    lead : str
+        HTML under it.
+    sections : sequence of (str, str, str)
+        Anchor, heading and HTML of each; what is empty is left out.
+    """
     shown = [(anchor, heading, body) for anchor, heading, body in sections if body]
     links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading, _ in shown)
     body = "".join(
@@ -193,8 +208,8 @@ def render(report: Report) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "media-src data:; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(report.title)}</title><link rel="icon" href="data:,"><style>{css}</style></head>\n'
-        f"<body><main><header><h1>{escape(report.title)}</h1>{_summary(report.metrics)}<nav>{links}</nav></header>"
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{css}</style></head>\n'
+        f"<body><main><header><h1>{escape(title)}</h1>{lead}<nav>{links}</nav></header>"
         f"{body}</main></body></html>\n"
     )
 

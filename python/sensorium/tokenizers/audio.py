@@ -9,17 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validate import as_floats, as_indices, check_positive
+from .._validate import as_indices, check_positive
 from ..errors import ArgumentError, ShapeError
-from ._mel import griffin_lim, mel_bank, mel_to_linear, stft
+from ._logmel import _LONGEST, LogMel
 from .codebook import FSQ, KMeans, _positive_int, codebook_from_arrays
 
 __all__ = ["AudioTokenizer"]
-
-_FLOOR = np.float32(np.log(1e-4))  # silence: 80 dB under a full-scale tone; at 60 dB an "f" was lost
-_AUDIBLE = np.float32(1.0)  # a frame whose loudest band is less than this (9 dB) over the floor is silent
-_CLIPS = 16  # sounds at a time: 2 MB of frames, which stay in the cache and in pages already mapped
-_LONGEST = 60  # seconds; a hostile configuration must not ask for more memory than that
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +144,13 @@ class AudioTokenizer:
         return self.tokens * self.stack * 2 * self.hop
 
     @property
+    def _mel(self) -> LogMel:
+        return LogMel(self.sample_rate, self.tokens * self.stack, self.bands, self.hop)
+
+    @property
     def floor(self) -> float:
         """The log magnitude that stands for silence."""
-        return float(_FLOOR)
+        return self._mel.floor
 
     @property
     def config(self) -> dict[str, Any]:
@@ -186,19 +185,7 @@ class AudioTokenizer:
         sounds : sequence of array_like
             One-dimensional, float, in [-1, 1]. What is longer than ``samples`` is cut.
         """
-        bank = mel_bank(self.bands, 4 * self.hop, self.sample_rate).T
-        frames = self.tokens * self.stack
-        out = np.empty((len(sounds), frames, self.bands), dtype=np.float32)
-        for start in range(0, len(sounds), _CLIPS):
-            clips = np.zeros((min(_CLIPS, len(sounds) - start), self.samples), dtype=np.float32)
-            for row in range(len(clips)):
-                clip = _sound(start + row, sounds[start + row])[: self.samples]
-                clips[row, : len(clip)] = clip
-            # a tone of amplitude 1 has a peak of a quarter of the window
-            magnitude = np.abs(stft(clips, 4 * self.hop, self.hop)[:, :-1]) @ bank / self.hop
-            loudness = np.maximum(np.log(np.maximum(magnitude, 1e-12)), _FLOOR)
-            out[start : start + len(clips)] = loudness.reshape(len(clips), frames, 2, self.bands).mean(axis=2)
-        return out
+        return self._mel.encode(sounds)
 
     def stacked(self, logmel: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the frames of each token in one vector, ``(n, tokens, stack * bands)``."""
@@ -257,54 +244,4 @@ class AudioTokenizer:
         list of ndarray
             ``n`` sounds, ``float32 (samples,)`` in [-1, 1]; silence alone is one frame long.
         """
-        iterations = _positive_int("iterations", iterations)
-        logmel = self.decode_logmel(tokens)
-        window = 4 * self.hop
-        bank = mel_bank(self.bands, window, self.sample_rate)
-        out: list[NDArray[np.float32]] = []
-        for start in range(0, len(logmel), _CLIPS):
-            block = logmel[start : start + _CLIPS]
-            mel = np.where(block < _FLOOR + 0.1, 0, np.exp(block)).astype(np.float32) * self.hop
-            magnitude = mel_to_linear(_spread(mel), bank)
-            sound = griffin_lim(magnitude, window, self.hop, iterations=iterations)
-            for row, clip in zip(block, sound, strict=True):
-                loudest = max(1.0, float(np.abs(clip).max()))
-                frames = _audible(row) if trim else len(row)
-                out.append(_faded(clip[: frames * 2 * self.hop] / loudest, self.hop))
-        return out
-
-
-def _sound(row: int, sound: ArrayLike) -> NDArray[np.float32]:
-    (array,) = as_floats(**{f"sounds[{row}]": sound})
-    if array.ndim != 1:
-        raise ShapeError(f"sounds[{row}] has shape {array.shape}, expected 1 dimension (samples)")
-    if not np.isfinite(array).all():
-        raise ArgumentError(f"sounds[{row}] holds NaN or infinity")
-    return array.astype(np.float32, copy=False)
-
-
-def _spread(mel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Interpolate each frame to the two spectra it is the mean of, and one more for the end of the sound."""
-    frames = mel.shape[1]
-    at = np.clip((np.arange(2 * frames) + 0.5) / 2 - 0.5, 0, frames - 1)
-    low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, frames - 1)
-    share = (at - low)[:, None].astype(np.float32)
-    spread = mel[:, low] * (1 - share) + mel[:, high] * share
-    return np.concatenate([spread, np.zeros_like(spread[:, :1])], axis=1)
-
-
-def _audible(logmel: NDArray[np.float32]) -> int:
-    """Frames up to the last audible one, at least one."""
-    audible = np.flatnonzero(logmel.max(axis=1) > _FLOOR + _AUDIBLE)
-    return int(audible[-1]) + 1 if len(audible) else 1
-
-
-def _faded(sound: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
-    """Fade both ends, so that a cut does not click."""
-    samples = min(samples, len(sound) // 2)
-    ramp = np.linspace(0, 1, samples, dtype=np.float32)
-    out = sound.copy()
-    out[:samples] *= ramp
-    out[len(out) - samples :] *= ramp[::-1]
-    return out
+        return self._mel.decode(self.decode_logmel(tokens), iterations=iterations, trim=trim)
