@@ -9,6 +9,11 @@ from ._attention import rotary as rotary
 from ._attention import self_attention as self_attention
 from ._conv import causal_conv1d as causal_conv1d
 from ._conv import gated_linear_scan as gated_linear_scan
+from ._gaussian import gaussian_entropy as gaussian_entropy
+from ._gaussian import gaussian_jeffreys as gaussian_jeffreys
+from ._gaussian import gaussian_kl as gaussian_kl
+from ._gaussian import gaussian_log_prob as gaussian_log_prob
+from ._gaussian import gaussian_wasserstein as gaussian_wasserstein
 from ._gradient import value_and_grad as value_and_grad
 from ._nn import cross_entropy as cross_entropy
 from ._nn import embedding as embedding

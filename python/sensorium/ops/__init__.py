@@ -10,6 +10,12 @@ from .conv import causal_conv1d_backward as causal_conv1d_backward
 from .conv import causal_conv1d_update as causal_conv1d_update
 from .decode import KVCache as KVCache
 from .decode import attention_decode as attention_decode
+from .gaussian import gaussian_entropy as gaussian_entropy
+from .gaussian import gaussian_jeffreys as gaussian_jeffreys
+from .gaussian import gaussian_kl as gaussian_kl
+from .gaussian import gaussian_log_prob as gaussian_log_prob
+from .gaussian import gaussian_wasserstein as gaussian_wasserstein
+from .gaussian import gaussian_wasserstein_full as gaussian_wasserstein_full
 from .layout import Layout as Layout
 from .layout import Segment as Segment
 from .linalg import matmul as matmul
