@@ -145,7 +145,7 @@ class Encoding:
         """
         self._check(modality)
         if modality == "image":
-            images = np.asarray(items, np.float32)
+            images: Floats = np.asarray(items, np.float32)
             want = self.shapes["image"]
             if len(items) == 0:
                 return np.zeros((0, *want), np.float32)
@@ -156,10 +156,14 @@ class Encoding:
             return images
         if modality == "audio":
             assert self.audio is not None
-            return ((self.audio.encode(items) - np.asarray(self.mean)) / self.scale).astype(np.float32)
+            heard: Floats = (self.audio.encode(items) - np.asarray(self.mean, np.float32)) / np.float32(
+                self.scale
+            )
+            return heard
         assert self.text is not None
         codes = self.text.encode(items)[:, 1:]
-        return np.eye(self.text.size, dtype=np.float32)[codes]
+        letters: Floats = np.eye(self.text.size, dtype=np.float32)[codes]
+        return letters
 
     def decode(self, modality: str, arrays: ArrayLike, *, iterations: int = 32) -> list[Any]:
         """Return the items that arrays stand for: images, sounds of the encoding's rate, or strings.
@@ -369,7 +373,7 @@ def pair(corpus: Corpus, encoding: Encoding, *, seed: int = 0, copies: int = 1) 
         ("text", corpus.texts, corpus.text_group),
     ):
         if name in encoding.shapes:
-            items[name] = encoding.encode(name, things), groups
+            items[name] = encoding.encode(name, list(things)), groups
     picks: dict[str, list[NDArray[np.int64]]] = {name: [] for name in items}
     group_of_row: list[NDArray[np.int64]] = []
     for group in np.unique(np.concatenate([groups for _, groups in items.values()])):
@@ -393,7 +397,7 @@ def pair(corpus: Corpus, encoding: Encoding, *, seed: int = 0, copies: int = 1) 
 
 
 def _labels(corpus: Corpus, group: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Groups numbered by name, so that rows of one label say the same thing."""
+    """Give groups of one name one number, so that rows of one label say the same thing."""
     if corpus.names is None:
         return group, tuple(str(number) for number in range(int(group.max()) + 1))
     names = tuple(dict.fromkeys(corpus.names))
