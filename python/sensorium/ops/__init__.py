@@ -16,6 +16,9 @@ from .gaussian import gaussian_kl as gaussian_kl
 from .gaussian import gaussian_log_prob as gaussian_log_prob
 from .gaussian import gaussian_wasserstein as gaussian_wasserstein
 from .gaussian import gaussian_wasserstein_full as gaussian_wasserstein_full
+from .kalman import fuse_full as fuse_full
+from .kalman import fuse_low_rank as fuse_low_rank
+from .kalman import kalman_update as kalman_update
 from .layout import Layout as Layout
 from .layout import Segment as Segment
 from .linalg import matmul as matmul
