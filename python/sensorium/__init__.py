@@ -14,5 +14,7 @@ from .errors import CheckpointError as CheckpointError
 from .errors import DTypeError as DTypeError
 from .errors import ManifestError as ManifestError
 from .errors import MissingExtraError as MissingExtraError
+from .errors import SearchError as SearchError
 from .errors import SensoriumError as SensoriumError
 from .errors import ShapeError as ShapeError
+from .errors import TraceError as TraceError

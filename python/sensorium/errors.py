@@ -27,3 +27,13 @@ class CheckpointError(ArgumentError):
 
 class MissingExtraError(SensoriumError, ImportError):
     """A package that only some functions need is not installed; the message says how to install it."""
+
+
+class SearchError(SensoriumError, RuntimeError):
+    """A search has nothing to show: every call failed. ``outcome`` says what was tried and what it cost."""
+
+    outcome: object = None
+
+
+class TraceError(ArgumentError):
+    """A trace cannot be read, belongs to another search, or holds what cannot be written."""
