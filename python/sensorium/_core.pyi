@@ -6,6 +6,8 @@ from typing import Any, Final, final
 from numpy.typing import NDArray
 
 _Array = NDArray[Any]
+_Five = tuple[_Array | None, _Array | None, _Array | None, _Array | None, _Array | None]
+_Fused = tuple[_Array | None, _Array | None, bool, tuple[_Array, _Array] | None]
 _Scanned = tuple[
     tuple[_Array, _Array, _Array, _Array, _Array],
     tuple[_Array | None, _Array | None, _Array | None, _Array | None],
@@ -118,6 +120,23 @@ def cross_entropy_backward(
 def elementary(x: _Array, name: str) -> _Array: ...
 def embedding(table: _Array, indices: _Array) -> _Array: ...
 def embedding_backward(grad: _Array, indices: _Array, v: int) -> _Array: ...
+def fuse(
+    mu: Sequence[_Array],
+    logvar: Sequence[_Array],
+    how: _Fused,
+    noise: _Array | None,
+    seed: int | None,
+    results: _Five,
+) -> None: ...
+def fuse_backward(
+    mu: Sequence[_Array],
+    logvar: Sequence[_Array],
+    how: _Fused,
+    noise: _Array | None,
+    seed: int | None,
+    grads: _Five,
+    wanted: tuple[_Array, _Array, _Array | None, _Array | None],
+) -> None: ...
 def gated_norm(x: _Array, z: _Array, weight: _Array, groups: int, eps: float) -> tuple[_Array, _Array]: ...
 def gated_norm_backward(
     grad: _Array, x: _Array, z: _Array, weight: _Array, rstd: _Array, groups: int
@@ -172,6 +191,7 @@ def norm_backward(
     residual: _Array | None,
     has_bias: bool,
 ) -> tuple[_Array, _Array, _Array | None]: ...
+def normal_numbers(seed: int, stream: int, position: int, out: _Array) -> None: ...
 def num_threads() -> int: ...
 def rotary(
     x: _Array, table: _Array, interleaved: bool, inverse: bool, out: _Array, half: str | None

@@ -9,6 +9,8 @@ from ._attention import rotary as rotary
 from ._attention import self_attention as self_attention
 from ._conv import causal_conv1d as causal_conv1d
 from ._conv import gated_linear_scan as gated_linear_scan
+from ._fusion import fused_posterior as fused_posterior
+from ._fusion import product_of_experts as product_of_experts
 from ._gaussian import gaussian_entropy as gaussian_entropy
 from ._gaussian import gaussian_jeffreys as gaussian_jeffreys
 from ._gaussian import gaussian_kl as gaussian_kl

@@ -10,6 +10,14 @@ from .conv import causal_conv1d_backward as causal_conv1d_backward
 from .conv import causal_conv1d_update as causal_conv1d_update
 from .decode import KVCache as KVCache
 from .decode import attention_decode as attention_decode
+from .fusion import FusedPosterior as FusedPosterior
+from .fusion import FusedPosteriorGrads as FusedPosteriorGrads
+from .fusion import ProductOfExpertsGrads as ProductOfExpertsGrads
+from .fusion import fused_posterior as fused_posterior
+from .fusion import fused_posterior_backward as fused_posterior_backward
+from .fusion import normal_noise as normal_noise
+from .fusion import product_of_experts as product_of_experts
+from .fusion import product_of_experts_backward as product_of_experts_backward
 from .gaussian import gaussian_entropy as gaussian_entropy
 from .gaussian import gaussian_jeffreys as gaussian_jeffreys
 from .gaussian import gaussian_kl as gaussian_kl

@@ -21,6 +21,9 @@ from ._attention import attention as attention
 from ._attention import self_attention as self_attention
 from ._conv import causal_conv1d as causal_conv1d
 from ._conv import causal_conv1d_update as causal_conv1d_update
+from ._fusion import FusedPosterior as FusedPosterior
+from ._fusion import fused_posterior as fused_posterior
+from ._fusion import product_of_experts as product_of_experts
 from ._layouts import layout_tensor as layout_tensor
 from ._linear_scan import gated_linear_scan as gated_linear_scan
 from ._nn import cross_entropy as cross_entropy

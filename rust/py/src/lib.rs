@@ -9,6 +9,7 @@ mod conv;
 mod core;
 mod decode;
 mod door;
+mod fusion;
 mod linear_scan;
 mod nn;
 mod packing;
@@ -30,6 +31,8 @@ mod _core {
     #[pymodule_export]
     use super::decode::attention_decode;
     use super::door;
+    #[pymodule_export]
+    use super::fusion::{fuse, fuse_backward, normal_numbers};
     #[pymodule_export]
     use super::linear_scan::{linear_scan, linear_scan_backward};
     #[pymodule_export]
