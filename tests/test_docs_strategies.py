@@ -19,6 +19,8 @@ def test_the_page_does_what_it_says():
     assert [entry.replayed for entry in names["more"].budget.ledger].count(True) == 8
     assert len(names["more"].candidates) == 8
     assert "best_of_n" in names["page"]
+    assert names["word"] == "seal"
+    assert names["rounds"] == 5
 
 
 def test_early_stopping_takes_what_the_page_says():

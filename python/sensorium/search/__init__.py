@@ -17,6 +17,14 @@ from .protocol import Verifier as Verifier
 from .strategies import best_of_n as best_of_n
 from .strategies import majority_vote as majority_vote
 from .strategies import overturn_probability as overturn_probability
+from .strategies_revision import Contraction as Contraction
+from .strategies_revision import contraction_rate as contraction_rate
+from .strategies_revision import reflect as reflect
+from .strategies_revision import rounds_needed as rounds_needed
+from .strategies_revision import sequential_revision as sequential_revision
+from .strategies_tree import beam_search as beam_search
+from .strategies_tree import diverse_beam as diverse_beam
+from .strategies_tree import tree_of_thought as tree_of_thought
 from .trace import Call as Call
 from .trace import Node as Node
 from .trace import Trace as Trace

@@ -15,7 +15,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from ._page import sort_key
 from .budget import Budget, Cost, Reservation
 from .calling import CallPolicy, Pace, Slots, attempt
 from .outcome import Candidate, Failure, Outcome
-from .protocol import Feedback, Reply, accepted_options, is_missing
+from .protocol import Feedback, Reply, Revision, accepted_options, is_missing
 from .trace import Call, Trace
 
 __all__ = ["BudgetSpent", "CallFailed", "Session", "conduct", "open_session"]
@@ -162,7 +162,10 @@ class Session:
             await asyncio.sleep(delay)
 
     def _known(self, role: str, args: tuple[Any, ...], node: str, key: str) -> Call:
-        arguments = "" if self.trace.path is None else digest(self.trace.encode(args))
+        arguments = ""
+        if self.trace.path is not None:
+            plain = [tuple(vars(arg).values()) if isinstance(arg, Revision) else arg for arg in args]
+            arguments = digest(self.trace.encode(plain))
         call = self.trace.calls.get(key)
         if call is None:
             return Call(key, role, node, arguments)
@@ -299,19 +302,21 @@ class Session:
         depth: int = 1,
         finished: Callable[[Any], bool] | None = None,
         claims: Mapping[str, Reservation] | None = None,
+        under: str | None = None,
     ) -> list[Candidate]:
-        """Ask for ``n`` candidates; they become the children of ``node`` from number ``start`` on."""
+        """Ask for ``n`` candidates, named ``node.start`` and on, children of ``node`` or of ``under``."""
+        parent = node if under is None else under
         try:
             values = await self.call(
-                "generator", generator, (state, n), _check_candidates, node=node, key=key, claims=claims
+                "generator", generator, (state, n), _check_candidates, node=parent, key=key, claims=claims
             )
         except CallFailed as error:
             for i in range(start, start + n):
-                self.mark(f"{node}.{i}", parent=node, status="failed", note=str(error))
+                self.mark(f"{node}.{i}", parent=parent, status="failed", note=str(error))
             raise
         if len(values) != n:
             words = f"the generator returned {len(values)} of {n} candidates"
-            self.failures.append(Failure(node, "generator", words))
+            self.failures.append(Failure(parent, "generator", words))
         made = []
         for i, value in enumerate(values[:n]):
             name = f"{node}.{start + i}"
@@ -321,7 +326,7 @@ class Session:
                 candidate.finished = True if finished is None or note else bool(finished(value))
             except Exception as error:
                 note = f"finished raised {type(error).__name__}: {error}"
-            self.mark(name, parent=node, call=key, index=i, status="failed" if note else "open", note=note)
+            self.mark(name, parent=parent, call=key, index=i, status="failed" if note else "open", note=note)
             if note:
                 self.failures.append(Failure(name, "generator", note))
             else:
@@ -382,12 +387,18 @@ class Session:
         return kept
 
     async def criticise(
-        self, critic: Callable[..., Any], candidate: Candidate, *, key: str
+        self,
+        critic: Callable[..., Any],
+        candidate: Candidate,
+        *,
+        key: str,
+        claims: Mapping[str, Reservation] | None = None,
     ) -> tuple[Any, float | None]:
         """Return the critic's text and score."""
         text, score = await self.call(
-            "critic", critic, (candidate.value,), _check_feedback, node=candidate.node, key=key
-        )
+            "critic", critic, (candidate.value,), _check_feedback,
+            node=candidate.node, key=key, claims=claims,
+        )  # fmt: skip
         return text, score
 
     def candidates_in_order(self) -> list[Candidate]:
@@ -466,7 +477,7 @@ class Session:
             self.mark(best.node, status="answer")
         record = {"stopped": self.stopped, "node": "" if best is None else best.node, "score": score}
         self._write(self.trace.finish, record, self.budget.elapsed)
-        if best is None and self.failures and self.stopped == "done":
+        if best is None and self.failures and self.stopped not in ("budget", "interrupted"):
             first = self.failures[0]
             raised = SearchError(
                 f"{self.strategy} found nothing: {len(self.failures)} failures, "
@@ -534,11 +545,12 @@ def open_session(
     trace: Trace | str | os.PathLike[str] | None,
     policy: CallPolicy | None,
     progress: Progress | None,
+    optional: Collection[str] = (),
     **functions: Any,
 ) -> Session:
     """Check what every strategy is given, and begin; ``functions`` are its callables by name."""
     for name, function in functions.items():
-        if function is not None:
+        if function is not None or name not in optional:
             accepted_options(name, function)
     seed = check_integer("seed", seed)
     if budget is None:

@@ -131,7 +131,7 @@ class Revision:
     feedback : object
         What the critic said of it; None in :func:`sequential_revision`.
     history : tuple of (answer, score)
-        Earlier answers, oldest first, the last being ``answer``.
+        Earlier answers, oldest first.
     """
 
     state: Any

@@ -214,7 +214,7 @@ def majority_vote(
             raise ArgumentError("confidence must be 1 where a verifier weighs the votes")
     session = open_session(
         "majority_vote", state, seed=seed, budget=budget, trace=trace, policy=policy, progress=progress,
-        generator=generator, verifier=verifier, answer=answer,
+        generator=generator, verifier=verifier, answer=answer, optional=("verifier", "answer"),
     )  # fmt: skip
     ballots = _Ballots(answer)
 
