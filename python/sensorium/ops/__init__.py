@@ -49,6 +49,11 @@ from .nn import rms_norm as rms_norm
 from .nn import rms_norm_backward as rms_norm_backward
 from .nn import silu as silu
 from .nn import silu_backward as silu_backward
+from .pool import CovarianceIntersection as CovarianceIntersection
+from .pool import covariance_intersection as covariance_intersection
+from .pool import generalised_product as generalised_product
+from .robust import StudentTProduct as StudentTProduct
+from .robust import student_t_product as student_t_product
 from .rotary import Rotary as Rotary
 from .rotary import rotary as rotary
 from .scan import SelectiveScanGrads as SelectiveScanGrads

@@ -175,19 +175,21 @@ def read_mask(mask: Any, keys: tuple[str, ...] | None, M: int, B: int) -> NDArra
     return array
 
 
-def read_weights(weights: Any, keys: tuple[str, ...] | None, present: NDArray[np.bool_]) -> Array:
+def read_weights(
+    weights: Any, keys: tuple[str, ...] | None, present: NDArray[np.bool_], name: str = "weights"
+) -> Array:
     """Return how much each expert counts, ``(M, B)``: 0 where one is missing, 1 where ``weights`` is None."""
     if weights is None:
         return present.astype(np.float64)
-    array = _per_expert("weights", weights, keys, *present.shape)
+    array = _per_expert(name, weights, keys, *present.shape)
     if array.dtype.kind not in "fiu":
-        raise DTypeError(f"weights has dtype {array.dtype}, expected numbers")
+        raise DTypeError(f"{name} has dtype {array.dtype}, expected numbers")
     read = np.where(present, array, 0).astype(np.float64)
     bad = ~(np.isfinite(read) & (read >= 0))
     if bad.any():
         m, b = (int(i) for i in np.argwhere(bad)[0])
         word = f"expert {m}" if keys is None else f"expert {keys[m]!r}"
-        raise ArgumentError(f"weights of {word}, row {b}, must be finite and at least 0, not {read[m, b]:g}")
+        raise ArgumentError(f"{name} of {word}, row {b}, must be finite and at least 0, not {read[m, b]:g}")
     return read
 
 
