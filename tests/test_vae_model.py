@@ -36,7 +36,9 @@ MODALITIES = {
 }
 CONFIGS = {
     "mvae": mvae(MODALITIES, 3),
-    "mvae, present": mvae(MODALITIES, 3, reconstruct="present", private_dim=2, beta=0.5, subsets=2),
+    "mvae, present": mvae(
+        MODALITIES, 3, reconstruct="present", private_dim=2, beta=0.5, subsets=2, part_weight=0.3
+    ),
     "mvae, weighted": mvae(MODALITIES, 3, samples=3, private_dim=2),
     "mmvae": mmvae(MODALITIES, 3, samples=4),
     "mmvae_plus": mmvae_plus(MODALITIES, 3, 2),
@@ -332,6 +334,21 @@ def test_more_senses_sharpen_a_product_and_a_mixture_is_as_wide_as_its_parts_lie
     np.testing.assert_allclose(mixed.log_prob(z[:3]), [mixed.log_prob(one) for one in z[:3]])
 
 
+def test_parts_of_a_row_count_by_their_weight():
+    """With a weight of 0 only the whole row's posterior is left; the draws are the same."""
+    values = []
+    for weight in (0.0, 0.5, 1.0):
+        config = mvae(
+            {"touch": MODALITIES["touch"], "sound": MODALITIES["sound"]}, 3, subsets=0, part_weight=weight
+        )
+        batch = {name: items()[name] for name in config.names}
+        values.append(loss(parameters(config), config, batch, rng=np.random.default_rng(0))[0])
+    whole, half, even = values
+    parts = (3 * even - whole) / 2  # Mean of two posteriors of one modality each.
+    assert half == pytest.approx((whole + parts) / 2)
+    assert abs(whole - parts) > 0.1
+
+
 def test_the_independent_models_have_the_same_networks():
     config = mvae(MODALITIES, 3, private_dim=2)
     alone = unimodal(config)
@@ -398,6 +415,7 @@ def test_modalities_that_cannot_be(options, error, words):
         ({"beta": -1.0}, ArgumentError, "beta must not be negative, not -1"),
         ({"samples": 0}, ArgumentError, "samples must be at least 1, not 0"),
         ({"subsets": -1}, ArgumentError, "subsets must be at least 0, not -1"),
+        ({"part_weight": -0.5}, ArgumentError, "part_weight must not be negative, not -0.5"),
         ({"singles": 1}, DTypeError, "singles must be a bool, not 1"),
         ({"reconstruct": "all"}, ArgumentError, "reconstruct must be 'present' or 'given', not 'all'"),
         ({"modalities": {}}, ArgumentError, "modalities has 0, expected from 1 to 64 for a product"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..._validate import check_integer
 from ...errors import ArgumentError
+from ...ops import gaussian_log_prob
 from .config import Config
 from .likelihood import log_prob
 from .network import Params, decode, dtype_of, encode_rows, log_scale
-from .posterior import components, log_normal
+from .posterior import components
 from .rows import Batch, Mask, chosen, read_rows
 
 __all__ = ["bound"]
@@ -94,15 +96,16 @@ def bound(
     step = max(1, AT_ONCE // max(len(rows), 1))
     for start in range(0, K, step):
         some = z[start : start + step]
-        each = (log_normal(some) if base is None else base.log_prob(some)) - proposal.log_prob(some)
+        each = (gaussian_log_prob(some) if base is None else base.log_prob(some)) - proposal.log_prob(some)
         for m in np.flatnonzero(is_target):
             name = config.names[m]
-            private, ratio = None, 0.0
+            private: Any = None
+            ratio: Any = 0.0
             if config.private_dim:
                 mu, logvar = experts[name].private_mu, experts[name].private_logvar
                 noise = rng.standard_normal((*some.shape[:2], config.private_dim)).astype(some.dtype)
                 private = mu + np.exp(0.5 * logvar) * noise
-                ratio = log_normal(private) - log_normal(private, mu, logvar)
+                ratio = gaussian_log_prob(private) - gaussian_log_prob(private, mu, logvar)
             out = decode(params, config, name, some, private)
             scale = log_scale(params, config, name)
             score = log_prob(config.modalities[name], scale, out, rows.values[name]) + ratio

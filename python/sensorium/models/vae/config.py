@@ -117,6 +117,8 @@ class Config:
     subsets : int
         Products alone: how many random subsets of the modalities of each row a step takes beside the whole
         row.
+    part_weight : float
+        Products alone: weight of each of those posteriors of a part of the row, where the whole row's is 1.
     reconstruct : {"present", "given"}
         What a posterior of some modalities of a row is to explain: all that the row has, or those alone.
 
@@ -135,6 +137,7 @@ class Config:
     samples: int = 1
     singles: bool = True
     subsets: int = 1
+    part_weight: float = 1.0
     reconstruct: str = "present"
     names: tuple[str, ...] = field(init=False, repr=False)
 
@@ -157,8 +160,9 @@ class Config:
         check_integer("private_dim", self.private_dim, 0, 1 << 20)
         check_integer("samples", self.samples, 1)
         check_integer("subsets", self.subsets)
-        if check_finite_number("beta", self.beta) < 0:
-            raise ArgumentError(f"beta must not be negative, not {self.beta:g}")
+        for name in ("beta", "part_weight"):
+            if check_finite_number(name, getattr(self, name)) < 0:
+                raise ArgumentError(f"{name} must not be negative, not {getattr(self, name):g}")
         if not isinstance(self.singles, bool):
             raise DTypeError(f"singles must be a bool, not {self.singles!r}")
         if self.reconstruct not in ("present", "given"):
@@ -195,7 +199,17 @@ class Config:
             raise ArgumentError(f"config cannot be used: {error}") from error
 
 
-_FIELDS = ("latent_dim", "private_dim", "posterior", "beta", "samples", "singles", "subsets", "reconstruct")
+_FIELDS = (
+    "latent_dim",
+    "private_dim",
+    "posterior",
+    "beta",
+    "samples",
+    "singles",
+    "subsets",
+    "part_weight",
+    "reconstruct",
+)
 
 
 def mvae(modalities: Mapping[str, ModalityConfig], latent_dim: int, **options: Any) -> Config:

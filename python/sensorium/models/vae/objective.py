@@ -16,11 +16,12 @@ import numpy as np
 from autograd import numpy as anp
 from numpy.typing import NDArray
 
+from ... import autodiff as ad
 from ...errors import ArgumentError
 from .config import Config
 from .likelihood import log_prob
 from .network import Expert, Params, decode, dtype_of, encode_rows, log_scale
-from .posterior import log_mixture, log_normal, log_shares, product, stacked, subset_products, subsets
+from .posterior import log_mixture, log_shares, stacked, subset_products, subsets
 from .rows import Batch, Mask, Rows, read_rows
 
 __all__ = ["loss"]
@@ -99,7 +100,7 @@ def _passes(config: Config, present: NDArray[np.bool_], rng: np.random.Generator
     for _ in range(config.subsets if M > 1 else 0):
         drawn = present & (rng.random((M, B)) < 0.5)
         given.append(np.where(drawn.any(axis=0), drawn, present))
-    return _shared(np.array(given))
+    return _shared(np.array(given), config.part_weight)
 
 
 def _components(config: Config, present: NDArray[np.bool_]) -> _Passes:
@@ -122,10 +123,14 @@ def _drawn(config: Config, present: NDArray[np.bool_], rng: np.random.Generator)
     return _shared(given[None])
 
 
-def _shared(given: NDArray[np.bool_]) -> _Passes:
-    """Weigh posteriors equally in each row, and rows too; a posterior from nothing counts for nothing."""
+def _shared(given: NDArray[np.bool_], part_weight: float = 1.0) -> _Passes:
+    """Weigh rows equally, and the posteriors in each, but for ``part_weight``, that of all after the first.
+
+    A posterior from nothing counts for nothing.
+    """
     there = given.any(axis=1)
-    weight = there / np.maximum(there.sum(axis=0), 1) / max(int(there.any(axis=0).sum()), 1)
+    weight = there * np.where(np.arange(len(given)) == 0, 1.0, part_weight)[:, None]
+    weight /= np.where(there.any(axis=0), weight.sum(axis=0), 1) * max(int(there.any(axis=0).sum()), 1)
     return _Passes(given, weight)
 
 
@@ -138,10 +143,9 @@ def _analytic(
     passes = pick(config, rows.present, rng)
     P, M, B = passes.given.shape
     mu, logvar = (anp.concatenate([a] * P, axis=1) for a in stacked(experts))  # (M, P B, D)
-    mean, logvar = product(mu, logvar, passes.given.transpose(1, 0, 2).reshape(M, P * B))
-    z = mean + anp.exp(0.5 * logvar) * rng.standard_normal(mean.shape, dtype)
-    kl = anp.reshape(_kl(mean, logvar), (P, B))
-    z = anp.reshape(z, (P, B, config.latent_dim))
+    mask = passes.given.transpose(1, 0, 2).reshape(M, P * B)
+    z, kl, *_ = ad.fused_posterior(mu, logvar, mask=mask, rng=rng, moments=False)
+    z, kl = anp.reshape(z, (P, B, config.latent_dim)), anp.reshape(kl, (P, B))
     targets = _targets(config, rows, passes)
     total = np.zeros((P, B), dtype)
     parts: dict[str, Any] = {}
@@ -167,7 +171,7 @@ def _weighted(
     mu, logvar = stacked(experts)
     if config.posterior == "product":
         passes = _passes(config, rows.present, rng)
-        pairs = [product(mu, logvar, given) for given in passes.given]
+        pairs = [ad.product_of_experts(mu, logvar, mask=given) for given in passes.given]
         mu, logvar = (anp.concatenate([pair[i][None] for pair in pairs]) for i in (0, 1))
     else:
         passes = _components(config, rows.present)
@@ -176,12 +180,12 @@ def _weighted(
     P = len(passes.given)
     z = mu + anp.exp(0.5 * logvar) * rng.standard_normal((K, P, B, D), dtype)
     if config.posterior == "product":
-        log_q = log_normal(z, mu, logvar)
+        log_q = ad.gaussian_log_prob(z, mu, logvar)
     else:
         there = passes.given.any(axis=1)
         there = there | ((np.arange(P)[:, None] == 0) & ~there.any(axis=0))  # Rows of weight 0: any density.
         log_q = log_mixture(z, mu, logvar, log_shares(there))
-    ratio = log_normal(z) - log_q  # (K, P, B)
+    ratio = ad.gaussian_log_prob(z) - log_q  # (K, P, B)
     targets = _targets(config, rows, passes)
     total = np.zeros((K, P, B), dtype)
     parts: dict[str, Any] = {}
@@ -231,11 +235,6 @@ def _add(
     return total + score * (target * target.dtype.type(config.modalities[name].weight)), parts
 
 
-def _kl(mu: Any, logvar: Any) -> Any:
-    """Return ``KL(N(mu, diag(exp(logvar))) || N(0, I))``, summed over the last axis."""
-    return 0.5 * anp.sum(anp.exp(logvar) + mu * mu - 1.0 - logvar, axis=-1)
-
-
 def _private(
     params: Params, name: str, expert: Expert, own: NDArray[np.bool_], rng: Any, dtype: Any
 ) -> tuple[Any, Any]:
@@ -245,8 +244,8 @@ def _private(
     noise = rng.standard_normal((*own.shape, guess["mean"].shape[0]), dtype)
     w = is_own[..., None] * (expert.private_mu + anp.exp(0.5 * expert.private_logvar) * noise)
     w = w + (1 - is_own)[..., None] * (guess["mean"] + anp.exp(0.5 * guess["logvar"]) * noise)
-    kl = is_own * _kl(expert.private_mu, expert.private_logvar)
-    return w, kl + (1 - is_own) * _kl(guess["mean"], guess["logvar"])
+    kl = is_own * ad.gaussian_kl(expert.private_mu, expert.private_logvar)
+    return w, kl + (1 - is_own) * ad.gaussian_kl(guess["mean"], guess["logvar"])
 
 
 def _private_ratio(
@@ -266,6 +265,8 @@ def _private_ratio(
     mine = expert.private_mu + anp.exp(0.5 * expert.private_logvar) * noise
     theirs = guess["mean"] + anp.exp(0.5 * guess["logvar"]) * noise
     w = is_own[..., None] * mine + (1 - is_own)[..., None] * theirs
-    ratio = is_own * (log_normal(mine) - log_normal(mine, expert.private_mu, expert.private_logvar))
-    other = log_normal(theirs) - log_normal(theirs, guess["mean"], guess["logvar"])
+    ratio = is_own * (
+        ad.gaussian_log_prob(mine) - ad.gaussian_log_prob(mine, expert.private_mu, expert.private_logvar)
+    )
+    other = ad.gaussian_log_prob(theirs) - ad.gaussian_log_prob(theirs, guess["mean"], guess["logvar"])
     return w, ratio + (1 - is_own) * other

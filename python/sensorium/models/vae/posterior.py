@@ -14,6 +14,8 @@ import numpy as np
 from autograd import numpy as anp
 from numpy.typing import NDArray
 
+from ... import autodiff as ad
+from ... import ops
 from .config import Config
 from .network import Expert, Params, dtype_of, encode_rows
 from .rows import Batch, Mask, chosen, read_rows
@@ -22,14 +24,10 @@ __all__ = [
     "Posterior",
     "components",
     "log_mixture",
-    "log_normal",
     "posterior",
-    "product",
     "stacked",
     "subsets",
 ]
-
-LOG_2PI = float(np.log(2 * np.pi))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ class Posterior:
     def log_prob(self, z: NDArray[Any]) -> NDArray[np.float64]:
         """Return the log-density ``(..., B)`` of latents ``z (..., B, D)``."""
         by_component = [
-            log_normal(z, mu, logvar).astype(np.float64) + log_weight
+            ops.gaussian_log_prob(z, mu, logvar).astype(np.float64) + log_weight
             for mu, logvar, log_weight in zip(self.means, self.logvars, self.log_weights, strict=True)
         ]
         out: NDArray[np.float64] = np.logaddexp.reduce(by_component, axis=0)
@@ -146,8 +144,8 @@ def components(config: Config, experts: dict[str, Expert], given: NDArray[np.boo
     mu, logvar = stacked(experts)
     M, B = given.shape
     if config.posterior == "product":
-        mean, out = product(mu, logvar, given)
-        return Posterior(mean[None], out[None], np.zeros((1, B)))
+        mean, log = ops.product_of_experts(mu, logvar, mask=given)
+        return Posterior(mean[None], log[None], np.zeros((1, B)))
     if config.posterior == "mixture":
         means, logvars, there = mu, logvar, given
     else:
@@ -188,37 +186,17 @@ def stacked(experts: dict[str, Expert]) -> tuple[Any, Any]:
     )
 
 
-def product(mu: Any, logvar: Any, mask: NDArray[np.bool_]) -> tuple[Any, Any]:
-    """Return mean and log-variance ``(..., D)`` of the product of experts ``(M, ..., D)`` and the prior.
-
-    Weights are a softmax of ``-logvar``, so that no precision overflows.
-    """
-    there = mask[..., None].astype(mu.dtype)
-    scores = -logvar * there
-    top = np.maximum(np.max(getattr(scores, "_value", scores), axis=0), 0)
-    weights = anp.exp(scores - top) * there
-    total = anp.sum(weights, axis=0) + np.exp(-top)
-    return anp.sum(weights * mu, axis=0) / total, -anp.log(total) - top
-
-
 def subset_products(mu: Any, logvar: Any) -> tuple[Any, Any]:
     """Return the product of each subset with the prior, ``(C, B, D)``."""
-    parts = [
-        product(mu[list(s)], logvar[list(s)], np.ones((len(s), mu.shape[1]), bool)) for s in subsets(len(mu))
-    ]
+    parts = [ad.product_of_experts(mu[list(s)], logvar[list(s)]) for s in subsets(len(mu))]
     return anp.concatenate([m[None] for m, _ in parts]), anp.concatenate([v[None] for _, v in parts])
-
-
-def log_normal(z: Any, mu: Any = 0.0, logvar: Any = 0.0) -> Any:
-    """Return ``log N(z; mu, diag(exp(logvar)))``, summed over the last axis."""
-    apart = z - mu
-    return -0.5 * (anp.sum(apart * apart * anp.exp(-logvar) + logvar, axis=-1) + z.shape[-1] * LOG_2PI)
 
 
 def log_mixture(z: Any, mu: Any, logvar: Any, log_weights: NDArray[Any]) -> Any:
     """Return the log-density ``(..., B)`` of a mixture of ``(C, B, D)`` with weights ``(C, B)``."""
     scores = [
-        log_normal(z, mu[c], logvar[c]) + log_weights[c].astype(z.dtype) for c in range(len(log_weights))
+        ad.gaussian_log_prob(z, mu[c], logvar[c]) + log_weights[c].astype(z.dtype)
+        for c in range(len(log_weights))
     ]
     values = [getattr(score, "_value", score) for score in scores]
     top = np.maximum.reduce(values)
