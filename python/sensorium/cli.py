@@ -1,4 +1,4 @@
-"""The commands ``sensorium info``, ``quickstart``, ``train``, ``generate``, ``recall``, ``show``, ``lm``.
+"""The commands ``info``, ``quickstart``, ``train``, ``generate``, ``recall``, ``show``, ``lm`` and ``vae``.
 
 Each only reads its options and calls the function of Python that does the work. What is heavy is imported
 within a command, so that ``sensorium --help`` answers at once.
@@ -6,17 +6,15 @@ within a command, so that ``sensorium --help`` answers at once.
 
 from __future__ import annotations
 
-import io
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
-from . import _core, _lm_cli
-from ._cli import Resume, Seconds, Seed, Steps, one_goal, reported
+from . import _core, _lm_cli, _vae_cli
+from ._cli import Resume, Seconds, Seed, Steps, one_goal, picture_file, reported, sound_file
 from ._config import show_config
 from .errors import ArgumentError
 
@@ -36,7 +34,6 @@ app = typer.Typer(
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 AUDIO_SUFFIXES = (".wav", ".flac")
-SMALLEST_SIDE = 128  # pixels of a picture that is written to be looked at
 
 
 class Kind(StrEnum):
@@ -57,6 +54,7 @@ class Images(StrEnum):
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that training wrote.")]
 
 app.add_typer(_lm_cli.app, name="lm")
+app.add_typer(_vae_cli.app, name="vae")
 
 
 def _print_version(wanted: bool) -> None:
@@ -355,9 +353,9 @@ def _write(made: list[Any], kind: Kind, out: Path | None, model: Model, scale: i
     for number, item in enumerate(made, 1):
         path = target if len(made) == 1 else target.with_stem(f"{target.stem}-{number}")
         data = (
-            _picture_file(item, path.suffix.lower(), scale)
+            picture_file(item, path.suffix.lower(), scale)
             if kind is Kind.image
-            else _sound_file(item, model.sample_rate, path.suffix.lower())
+            else sound_file(item, model.sample_rate, path.suffix.lower())
         )
         write_atomically(path, data)
         typer.echo(str(path))
@@ -367,25 +365,6 @@ def _write(made: list[Any], kind: Kind, out: Path | None, model: Model, scale: i
             from .progress import blocks
 
             Console().print(blocks(item))
-
-
-def _picture_file(image: Any, suffix: str, scale: int | None) -> bytes:
-    from PIL import Image
-
-    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    factor = scale or -(-SMALLEST_SIDE // min(pixels.shape[:2]))
-    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG" if suffix == ".png" else "JPEG", quality=95)
-    return file.getvalue()
-
-
-def _sound_file(samples: Any, rate: int, suffix: str) -> bytes:
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(samples, -1, 1), rate, format=suffix[1:].upper(), subtype="PCM_16")
-    return file.getvalue()
 
 
 def main() -> None:
