@@ -21,6 +21,8 @@ def test_the_page_does_what_it_says():
     assert "best_of_n" in names["page"]
     assert names["word"] == "seal"
     assert names["rounds"] == 5
+    assert f"solve {names['even']:.2f} of them" in PAGE
+    assert f"here {names['spent'].score:.2f}" in PAGE
 
 
 def test_early_stopping_takes_what_the_page_says():

@@ -17,11 +17,16 @@ from .protocol import Verifier as Verifier
 from .strategies import best_of_n as best_of_n
 from .strategies import majority_vote as majority_vote
 from .strategies import overturn_probability as overturn_probability
+from .strategies_adaptive import DepthLaw as DepthLaw
+from .strategies_adaptive import adaptive as adaptive
+from .strategies_adaptive import fit_depth_law as fit_depth_law
 from .strategies_revision import Contraction as Contraction
 from .strategies_revision import contraction_rate as contraction_rate
 from .strategies_revision import reflect as reflect
 from .strategies_revision import rounds_needed as rounds_needed
 from .strategies_revision import sequential_revision as sequential_revision
+from .strategies_suite import allocate_samples as allocate_samples
+from .strategies_suite import solve_suite as solve_suite
 from .strategies_tree import beam_search as beam_search
 from .strategies_tree import diverse_beam as diverse_beam
 from .strategies_tree import tree_of_thought as tree_of_thought

@@ -124,8 +124,12 @@ class Session:
         key: str,
         claims: Mapping[str, Reservation] | None = None,
         retries: int | None = None,
+        state: Any = None,
     ) -> Any:
-        """Return a call's checked result, from the trace where it has one."""
+        """Return a call's checked result, from the trace where it has one.
+
+        ``state`` is what the callable is told that it belongs to, where that is not the search's own.
+        """
         call = self._known(role, args, node, key)
         reservation = (claims or {}).get(key)
         if self._is_settled(key):
@@ -141,7 +145,7 @@ class Session:
         words = ""
         while True:
             try:
-                return await self._attempt(call, function, args, check, reservation)
+                return await self._attempt(call, function, args, check, reservation, state)
             except BudgetSpent:
                 if words:
                     self.failures.append(Failure(node, role, f"{words}; no budget to try again", failed))
@@ -186,6 +190,7 @@ class Session:
         args: tuple[Any, ...],
         check: Callable[[Any], Any],
         reservation: Reservation | None,
+        state: Any,
     ) -> Any:
         budget = self.budget
         reservation = reservation or budget.reserve(call.role)
@@ -208,7 +213,7 @@ class Session:
                 try:
                     timeout = min(self.policy.timeout or math.inf, budget.seconds_left)
                     value = await attempt(
-                        self.policy, function, args, self._kwargs(function, call),
+                        self.policy, function, args, self._kwargs(function, call, state),
                         None if timeout == math.inf else timeout,
                     )  # fmt: skip
                 except Exception as raised:
@@ -243,7 +248,7 @@ class Session:
             raise error
         return self._write(self.trace.end, call, value, cost, budget.elapsed)
 
-    def _kwargs(self, function: Callable[..., Any], call: Call) -> dict[str, Any]:
+    def _kwargs(self, function: Callable[..., Any], call: Call, state: Any) -> dict[str, Any]:
         options = self._options.get(id(function))
         if options is None:
             options = self._options[id(function)] = accepted_options(call.role, function)
@@ -256,7 +261,7 @@ class Session:
             "node": lambda: call.node,
         }
         if call.role != "generator":
-            offers["state"] = lambda: self.state
+            offers["state"] = lambda: self.state if state is None else state
         return {name: offer() for name, offer in offers.items() if name in options}
 
     def _settle(self, call: Call, reservation: Reservation, cost: Cost) -> None:
@@ -344,6 +349,7 @@ class Session:
         claims: Mapping[str, Reservation] | None = None,
         bounds: tuple[float, float] = (-math.inf, math.inf),
         retries: int | None = None,
+        state: Any = None,
     ) -> list[Candidate]:
         """Score candidates; return those that have a score now.
 
@@ -357,7 +363,7 @@ class Session:
         try:
             scores = await self.call(
                 "verifier", verifier, (values,), lambda v: _check_scores(v, count),
-                node=node, key=key, claims=claims, retries=retries,
+                node=node, key=key, claims=claims, retries=retries, state=state,
             )  # fmt: skip
         except CallFailed as error:
             if count > 1 and not str(error).startswith("TimeoutError"):
@@ -365,7 +371,7 @@ class Session:
                 kept = []
                 for name, part in (("a", candidates[:half]), ("b", candidates[half:])):
                     kept += await self.verify(
-                        verifier, part, node=node, key=f"{key}{name}", bounds=bounds, retries=0
+                        verifier, part, node=node, key=f"{key}{name}", bounds=bounds, retries=0, state=state
                     )
                 return kept
             for candidate in candidates:

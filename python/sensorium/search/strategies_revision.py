@@ -78,11 +78,11 @@ def contraction_rate(errors: Sequence[float]) -> Contraction:
     slope = float(centred @ logs) / spread
     if len(rounds) < 3:
         return Contraction(1 - math.exp(slope), math.nan, math.nan)
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     rest = logs - logs.mean() - slope * centred
     free = len(rounds) - 2
-    half = float(t.ppf((1 + _CONFIDENCE) / 2, free)) * math.sqrt(float(rest @ rest) / free / spread)
+    half = float(stdtrit(free, (1 + _CONFIDENCE) / 2)) * math.sqrt(float(rest @ rest) / free / spread)
     return Contraction(1 - math.exp(slope), 1 - math.exp(slope + half), 1 - math.exp(slope - half))
 
 
@@ -346,16 +346,23 @@ async def revise_chain(
     context: int,
     patience: int | None,
     target: float | None,
+    first: Candidate | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> str:
-    """Make a chain of answers; return why it ended."""
-    s.mark(name, parent=ROOT)
+    """Make a chain of answers, from a first one where there is one; return why it ended."""
     watch = _Watch(patience, target)
-    last: Candidate | None = None
+    last = first
     history: list[tuple[Any, float | None]] = []
-    for k in range(rounds + 1):
+    if first is None:
+        s.mark(name, parent=ROOT)
+    else:
+        history.append((first.value, first.score))
+        if watch.reason(first) == "target":
+            return "target"
+    for k in range(0 if first is None else 1, rounds + 1):
         kept = tuple(history[len(history) - context :]) if context and history else ()
         ask = s.state if last is None else Revision(s.state, last.value, None, kept)
-        made = await _one(s, generator, verifier, ask, name, k, last, None)
+        made = await _one(s, generator, verifier, ask, name, k, last, None, bounds)
         if made is not None:
             last = made[0]
             history.append((last.value, last.score))
@@ -374,6 +381,7 @@ async def _one(
     k: int,
     base: Candidate | None,
     critic: Critic | None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[Candidate, Any] | None:
     """Make one answer and score it, by the verifier or else by the critic; None where that failed."""
     ask_key, score_key = f"g{name}.{k}", f"v{name}.{k}"
@@ -387,7 +395,7 @@ async def _one(
         if not made:
             return None
         if verifier is not None:
-            await s.verify(verifier, made, node=made[0].node, key=score_key, claims=claims)
+            await s.verify(verifier, made, node=made[0].node, key=score_key, claims=claims, bounds=bounds)
         elif critic is not None:
             text = await _feedback(s, critic, made[0], True, claims)
     except CallFailed:
