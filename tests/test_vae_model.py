@@ -168,14 +168,14 @@ def linear_gaussian(make, **options):
     config = make(views, 2, **options)
     params = parameters(config, seed=4)
     for name, p in params.items():
-        w, b = p["decoder"]["0"]["weight"], p["decoder"]["0"]["bias"]
+        w, b = p["decoder"]["0"]["weight"][:2], p["decoder"]["0"]["bias"]
         covariance = np.linalg.inv(np.eye(2) + w @ w.T / noises[name] ** 2)
         p["mean"]["weight"][:] = w.T @ covariance / noises[name] ** 2
         p["mean"]["bias"][:] = -b @ p["mean"]["weight"]
         p["logvar"]["weight"][:] = 0
         p["logvar"]["bias"][:] = np.log(np.diag(covariance)) + 0.5
     rng = np.random.default_rng(5)
-    weight = np.concatenate([params[n]["decoder"]["0"]["weight"] for n in "ab"], axis=1)  # (D, 7)
+    weight = np.concatenate([params[n]["decoder"]["0"]["weight"][:2] for n in "ab"], axis=1)  # (D, 7)
     bias = np.concatenate([params[n]["decoder"]["0"]["bias"] for n in "ab"])
     noise = np.repeat([0.6, 0.9], [4, 3])
     x = rng.standard_normal((6, 2)) @ weight + bias + noise * rng.standard_normal((6, 7))
@@ -228,6 +228,56 @@ def test_a_conditional_bound_rises_to_the_density_that_is_written_from(make):
         for r in range(3)
     ]
     np.testing.assert_allclose(np.mean(draws, axis=0), np.ravel(exact), atol=0.05)
+
+
+def with_private_latents():
+    """The same views, each with a latent of its own whose proposal is the prior."""
+    config, params, x, *_ = linear_gaussian(mvae, private_dim=1)
+    for p in params.values():
+        for head in ("private_mean", "private_logvar"):
+            p[head] = tree_map(np.zeros_like, p[head])
+    maps = {n: (p["decoder"]["0"]["weight"][:2], p["decoder"]["0"]["weight"][2:]) for n, p in params.items()}
+    return config, params, {"a": x[:, :4], "b": x[:, 4:]}, maps
+
+
+def test_bounds_with_private_latents_rise_to_the_exact_likelihood():
+    config, params, batch, maps = with_private_latents()
+    shared = np.concatenate([maps[n][0] for n in "ab"], axis=1)
+    covariance = shared.T @ shared + np.diag(np.repeat([0.36, 0.81], [4, 3]))
+    for n, slots in (("a", slice(0, 4)), ("b", slice(4, 7))):
+        covariance[slots, slots] += maps[n][1].T @ maps[n][1]
+    bias = np.concatenate([params[n]["decoder"]["0"]["bias"] for n in "ab"])
+    exact = log_normal_density(np.concatenate([batch["a"], batch["b"]], axis=1), bias, covariance)
+    near = [bound(params, config, batch, num_samples=4000, rng=np.random.default_rng(r)) for r in range(3)]
+    np.testing.assert_allclose(np.mean(near, axis=0), exact, atol=0.06)
+    q = posterior(params, config, batch, given=["b"])
+    guess, (w, own) = params["a"]["guess"], maps["a"]
+    mean = q.mean @ w + guess["mean"] @ own + params["a"]["decoder"]["0"]["bias"]
+    noise = np.exp(guess["logvar"]) * own.T @ own + 0.36 * np.eye(4)
+    exact = [
+        log_normal_density(batch["a"][[row]], mean[row], (w.T * np.exp(q.logvar[row])) @ w + noise)[0]
+        for row in range(6)
+    ]
+    near = [
+        bound(params, config, batch, given=["b"], num_samples=4000, rng=np.random.default_rng(r))
+        for r in range(3)
+    ]
+    np.testing.assert_allclose(np.mean(near, axis=0), exact, atol=0.06)
+
+
+def test_private_latents_come_from_their_own_item_or_what_was_learnt_or_the_prior():
+    config, params, batch, maps = with_private_latents()
+    p, rng = params["a"], np.random.default_rng(0)
+    p["private_mean"]["bias"][:] = 2.0
+    for given, private in ((["a"], 2.0), (["b"], p["guess"]["mean"]), ([], 0.0)):
+        z = posterior(params, config, batch, given=given).mean
+        expected = z @ maps["a"][0] + private * maps["a"][1] + p["decoder"]["0"]["bias"]
+        out = generate(params, config, batch, given=given, latent="mean", rng=rng)
+        np.testing.assert_allclose(out["a"][0], expected, rtol=1e-9, atol=1e-9)
+    out = generate(params, config, batch, given=["b"], num_samples=4000, rng=rng)["a"].var(axis=0)
+    q = posterior(params, config, batch, given=["b"])
+    expected = np.exp(q.logvar) @ maps["a"][0] ** 2 + np.exp(p["guess"]["logvar"]) * maps["a"][1] ** 2
+    np.testing.assert_allclose(out, expected, rtol=0.15)
 
 
 def test_the_weighted_loss_of_a_product_reaches_the_likelihood_and_that_of_a_mixture_stays_below():

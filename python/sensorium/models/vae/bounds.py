@@ -13,7 +13,7 @@ from ...errors import ArgumentError
 from ...ops import gaussian_log_prob
 from .config import Config
 from .likelihood import log_prob
-from .network import Params, decode, dtype_of, encode_rows, log_scale
+from .network import Params, decode, dtype_of, encode_rows, log_scale, private_expert
 from .posterior import components
 from .rows import Batch, Mask, chosen, read_rows
 
@@ -87,9 +87,9 @@ def bound(
         raise ArgumentError(f"targets holds {both!r}, which is given")
     experts = encode_rows(params, config, rows)
     proposal = components(config, experts, rows.present & (is_given | is_target)[:, None])
-    base = None
+    base, from_there = None, rows.present & is_given[:, None]
     if given is not None:
-        base = components(config, experts, rows.present & is_given[:, None])
+        base = components(config, experts, from_there)
         proposal = base.mixed(proposal)
     z = proposal.draw(K, rng)
     total = np.full(len(rows), -np.inf)
@@ -105,7 +105,8 @@ def bound(
                 mu, logvar = experts[name].private_mu, experts[name].private_logvar
                 noise = rng.standard_normal((*some.shape[:2], config.private_dim)).astype(some.dtype)
                 private = mu + np.exp(0.5 * logvar) * noise
-                ratio = gaussian_log_prob(private) - gaussian_log_prob(private, mu, logvar)
+                drawn_from = private_expert(params, name, experts[name], from_there, int(m))
+                ratio = gaussian_log_prob(private, *drawn_from) - gaussian_log_prob(private, mu, logvar)
             out = decode(params, config, name, some, private)
             scale = log_scale(params, config, name)
             score = log_prob(config.modalities[name], scale, out, rows.values[name]) + ratio

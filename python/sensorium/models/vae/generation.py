@@ -13,7 +13,7 @@ from ...errors import ArgumentError, ShapeError
 from .config import Config
 from .likelihood import draw as draw_values
 from .likelihood import mean
-from .network import Params, decode, dtype_of, encode_rows, log_scale
+from .network import Params, decode, dtype_of, encode_rows, log_scale, private_expert
 from .posterior import components
 from .rows import Batch, Mask, Rows, chosen, read_rows
 
@@ -65,7 +65,8 @@ def generate(
     Returns
     -------
     dict of str to array (num_samples, B, ...)
-        The private latent of a modality comes from its own item where that is given, else from the prior.
+        The private latent of a modality comes from its own item where that is given. Else it comes from the
+        Gaussian that was learnt for that, or from the prior where nothing is given.
 
     Raises
     ------
@@ -98,8 +99,7 @@ def generate(
         name = config.names[m]
         private = None
         if P:
-            mu = np.where(there[m][:, None], experts[name].private_mu, 0)
-            logvar = np.where(there[m][:, None], experts[name].private_logvar, 0)
+            mu, logvar = private_expert(params, name, experts[name], there, int(m))
             noise = rng.standard_normal((S, B, P)) if latent == "sample" else np.zeros((S, B, P))
             private = (mu + np.exp(0.5 * logvar) * noise).astype(z.dtype)
         out[name] = _written(params, config, name, z, private, draw, rng)
@@ -132,8 +132,7 @@ def interpolate(
     Returns
     -------
     dict of str to array (steps, B, ...)
-        Means of ``p(x | z)``, between the means of the latents' posteriors; private latents of what is not
-        given stay at the prior's mean.
+        Means of ``p(x | z)``, between the means of the latents' posteriors, private ones too.
 
     Raises
     ------
@@ -149,7 +148,9 @@ def interpolate(
         experts = encode_rows(params, config, rows)
         private = {}
         if config.private_dim:
-            private = {n: e.private_mu * there[m][:, None] for m, (n, e) in enumerate(experts.items())}
+            private = {
+                n: private_expert(params, n, e, there, m)[0] for m, (n, e) in enumerate(experts.items())
+            }
         ends.append((components(config, experts, there).mean, private))
         if len(rows) != len(ends[0][0]):
             raise ShapeError(f"{name} has {len(rows)} rows but start has {len(ends[0][0])}")

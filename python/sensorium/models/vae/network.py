@@ -8,13 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from autograd import numpy as anp
+from numpy.typing import NDArray
 
 from ... import autodiff as ad
 from ... import nn
 from .config import Config, ModalityConfig
 from .rows import Batch, Mask, Rows, read_rows
 
-__all__ = ["Expert", "decode", "dtype_of", "encode", "encode_rows", "init", "log_scale", "shapes"]
+__all__ = [
+    "Expert",
+    "decode",
+    "dtype_of",
+    "encode",
+    "encode_rows",
+    "init",
+    "log_scale",
+    "private_expert",
+    "shapes",
+]
 
 Params = dict[str, Any]
 
@@ -148,6 +159,20 @@ def encode_rows(params: Params, config: Config, rows: Rows) -> dict[str, Expert]
         heads = ("mean", "logvar", "private_mean", "private_logvar")
         out[name] = Expert(*(_linear(p[head], h) for head in heads if head in p))
     return out
+
+
+def private_expert(
+    params: Params, name: str, expert: Expert, there: NDArray[np.bool_], m: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return what the private latent of modality ``m`` is inferred to be from ``there (M, B)``, ``(B, P)``.
+
+    It is the modality's own expert where that is there, the learnt Gaussian where something else is, and the
+    prior where nothing is.
+    """
+    guess = params[name]["guess"]
+    own, some = there[m, :, None], np.any(there, axis=0)[:, None]
+    mu = np.where(own, expert.private_mu, np.where(some, guess["mean"], 0))
+    return mu, np.where(own, expert.private_logvar, np.where(some, guess["logvar"], 0))
 
 
 def decode(params: Params, config: Config, name: str, z: Any, private: Any = None) -> Any:
