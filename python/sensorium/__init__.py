@@ -13,6 +13,7 @@ from .errors import ArgumentError as ArgumentError
 from .errors import CheckpointError as CheckpointError
 from .errors import DTypeError as DTypeError
 from .errors import ManifestError as ManifestError
+from .errors import MemoryLimitError as MemoryLimitError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import SearchError as SearchError
 from .errors import SensoriumError as SensoriumError

@@ -25,6 +25,10 @@ class CheckpointError(ArgumentError):
     """A model file is damaged, hostile, or not a model file."""
 
 
+class MemoryLimitError(SensoriumError, MemoryError):
+    """Something would need more memory than it may have, or than there is."""
+
+
 class MissingExtraError(SensoriumError, ImportError):
     """A package that only some functions need is not installed; the message says how to install it."""
 

@@ -7,6 +7,14 @@ from .calling import CallPolicy as CallPolicy
 from .outcome import Candidate as Candidate
 from .outcome import Failure as Failure
 from .outcome import Outcome as Outcome
+from .policies import PUCT as PUCT
+from .policies import UCB1 as UCB1
+from .policies import UCT as UCT
+from .policies import EpsilonGreedy as EpsilonGreedy
+from .policies import Policy as Policy
+from .policies import ThompsonBeta as ThompsonBeta
+from .policies import ThompsonGaussian as ThompsonGaussian
+from .policies import UCB1Tuned as UCB1Tuned
 from .protocol import Critic as Critic
 from .protocol import Feedback as Feedback
 from .protocol import Generator as Generator
@@ -33,3 +41,4 @@ from .strategies_tree import tree_of_thought as tree_of_thought
 from .trace import Call as Call
 from .trace import Node as Node
 from .trace import Trace as Trace
+from .tree import Tree as Tree

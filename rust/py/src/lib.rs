@@ -15,6 +15,7 @@ mod nn;
 mod packing;
 mod rotary;
 mod scan;
+mod search;
 mod ssd;
 mod tensor;
 mod ttt;
@@ -45,6 +46,8 @@ mod _core {
     use super::rotary::rotary;
     #[pymodule_export]
     use super::scan::{selective_scan, selective_scan_backward, selective_state_update};
+    #[pymodule_export]
+    use super::search::SearchTree;
     #[pymodule_export]
     use super::ssd::{ssd_backward, ssd_forward, ssd_step};
     #[pymodule_export]
