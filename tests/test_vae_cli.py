@@ -105,7 +105,7 @@ def test_every_kind_of_posterior(data, folder, kind):
     assert done.stdout.startswith(f"{kind} of image, audio, text: ")
     config = Trained.load(kind).model.config
     assert config.posterior == kind.replace("mmvae_plus", "mixture")
-    assert config.private_dim == (8 if kind == "mmvae_plus" else 0)
+    assert config.private_dim == (0 if kind.startswith("mixture") else 16)
 
 
 def test_what_is_resumed_is_the_same_run(trained, data):

@@ -64,8 +64,9 @@ def train(
     resume: Resume = False,
     latent_dim: Annotated[int, typer.Option(min=1, help="Width of the latent that all senses share.")] = 16,
     private_dim: Annotated[
-        int, typer.Option(min=1, help="Width of the latent of each sense alone, for mmvae_plus.")
-    ] = 8,
+        int | None,
+        typer.Option(min=0, help="Width of a latent of each sense alone; by default that of the posterior."),
+    ] = None,
     beta: Annotated[float, typer.Option(min=0, help="Weight of the divergence from the prior.")] = 1.0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first row that cannot be read.")
@@ -103,10 +104,10 @@ def train(
             resume=resume,
             strict=strict,
             latent_dim=latent_dim,
-            private_dim=private_dim,
             beta=beta,
             progress=progress,
             warn=_warn,
+            **({} if private_dim is None else {"private_dim": private_dim}),
         )
     model = trained.model
     names = ", ".join(model.config.names)

@@ -23,7 +23,7 @@ STEPS = 9  # of a way between two rows
 WAYS = 3
 DOTS = 400  # held-out rows drawn in the latent plane
 DEVIATIONS = 2.0  # that an outline is away from its mean
-VIEW = 3.4  # half the side of the latent plane
+VIEW = 4.2  # half the side of the latent plane
 
 
 def render(
@@ -287,8 +287,7 @@ def _sharpening(model: Model, rows: Rows, metrics: Mapping[str, Any]) -> str:
     middle = centres.mean(axis=0)
     plane = np.linalg.svd(centres - middle, full_matrices=False)[2][:2]  # (2, D)
     dots = (centres - middle) @ plane.T
-    at = int(np.argsort(np.abs(dots).sum(axis=1))[-len(dots) // 4])  # a row towards the edge, to be seen well
-    one = whole.take([at])
+    one = whole.take([_typical(dots, whole)])
     experts = encode(model.params, model.config, one.values)
     panels = []
     for count in range(len(names) + 1):
@@ -306,27 +305,32 @@ def _sharpening(model: Model, rows: Rows, metrics: Mapping[str, Any]) -> str:
         f'<span class="key c{1 + i % 3}">expert of {escape(name)}</span>' for i, name in enumerate(names)
     )
     words = (
-        f"One held-out row ({escape(_name_of(one))}), in the plane of the latent space in which held-out "
-        f"rows (dots) differ most. Outlines are {DEVIATIONS:g} deviations from their means: the prior "
-        "dashed, each expert by itself, and filled what the model goes by. Entropies are means over all "
-        "held-out rows."
+        f"One held-out row, in the middle of those of {escape(_name_of(one))}, in the plane of the latent "
+        f"space in which held-out rows (dots) differ most. Outlines are {DEVIATIONS:g} deviations from "
+        "their means: the prior dashed, each expert by itself, and filled what the model goes by. Entropies "
+        "are means over all held-out rows."
     )
-    body = [
-        [
-            escape(_named(() if not key else key.split("+"))),
-            f"{found['entropy']:.2f}",
-            f"{found['variance']:.3g}",
-        ]
-        for key, found in metrics.get("posterior", {}).items()
-        if found
-    ]
+    all_found = metrics.get("posterior", {})
+    body = []
+    for given in ((), *subsets(names)):
+        found = all_found.get("+".join(given))
+        if found:
+            body.append([escape(_named(given)), f"{found['entropy']:.2f}", f"{found['variance']:.3g}"])
     table = _table(["given", "entropy, nats", "variance of a dimension"], body, "sharp") if body else ""
     note = f'<p class="note">{words}</p><p>{keys}</p>'
     return f'<div class="panels">{"".join(panels)}</div>{note}{table}'
 
 
+def _typical(dots: NDArray[np.float64], rows: Rows) -> int:
+    """Find the row nearest to the middle of its group, of the group furthest from all others."""
+    middles = {group: np.median(dots[rows.group == group], axis=0) for group in np.unique(rows.group)}
+    furthest = max(middles, key=lambda group: float(np.abs(middles[group]).sum()))
+    members = np.flatnonzero(rows.group == furthest)
+    return int(members[np.square(dots[members] - middles[furthest]).sum(axis=1).argmin()])
+
+
 def _name_of(rows: Rows) -> str:
-    return rows.names[int(rows.group[0])] if rows.names else "the first"
+    return rows.names[int(rows.group[0])] if rows.names else "one group"
 
 
 def _panel(
