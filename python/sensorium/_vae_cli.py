@@ -93,6 +93,7 @@ def train(
         channels=3 if colour else 1,
         sample_rate=sample_rate,
     )
+    options: dict[str, Any] = {} if private_dim is None else {"private_dim": private_dim}
     with Progress() as progress:
         trained = vae_jobs.train(
             source,
@@ -107,7 +108,7 @@ def train(
             beta=beta,
             progress=progress,
             warn=_warn,
-            **({} if private_dim is None else {"private_dim": private_dim}),
+            **options,
         )
     model = trained.model
     names = ", ".join(model.config.names)
