@@ -305,7 +305,7 @@ def test_an_async_call_that_ignores_its_end_does_not_hold_up_the_search():
     async def stubborn(state, n, *, node):
         while True:
             try:
-                await asyncio.sleep(1.5)
+                await asyncio.sleep(0.6)
                 return [0]
             except asyncio.CancelledError:
                 pass
@@ -533,7 +533,7 @@ def test_every_prefix_of_a_trace_can_be_gone_on_from(tmp_path):
     whole = best_of_n(draw, same, 0, n=3, trace=path)
     data = path.read_bytes()
     ends = [0, *itertools.accumulate(len(line) for line in data.splitlines(keepends=True))]
-    cuts = sorted({cut for end in ends for cut in (end, end - 1, end + 7) if 0 <= cut <= len(data)})
+    cuts = sorted({cut for end in ends for cut in (end, end + 7) if 0 <= cut <= len(data)})
     for cut in cuts:
         part = tmp_path / "part.jsonl"
         part.write_bytes(data[:cut])
@@ -961,7 +961,7 @@ def test_the_probability_of_an_overturn_is_that_of_its_definition(counts, remain
 def test_confidence_holds_over_generators_of_all_kinds():
     """With the share of the first of two answers drawn evenly, stopping at 0.9 changes the outcome of 21
     votes in at most a tenth of the searches, and saves at least a third of them."""
-    rng, changed, saved, searches = np.random.default_rng(5), 0, 0, 3000
+    rng, changed, saved, searches = np.random.default_rng(5), 0, 0, 1500
     for _ in range(searches):
         votes = rng.random(21) < rng.random()
         counts = [0, 0]

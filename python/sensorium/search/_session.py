@@ -609,7 +609,7 @@ def conduct(
             try:
                 while not ended.wait(0.5):
                     pass
-                thread.join(1.0)  # callables that do not let themselves be cancelled are left behind
+                thread.join(0.25)  # callables that do not let themselves be cancelled are left behind
                 break
             except KeyboardInterrupt:
                 if asked:
