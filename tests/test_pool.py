@@ -194,7 +194,7 @@ MU, EYE = np.zeros((2, 3, 2)), np.broadcast_to(np.eye(2), (2, 3, 2, 2))
         (lambda: generalised_product(MU, MU, mask=np.array([[True, True, False]] * 2)), ArgumentError, "row 2 has no expert that counts"),
         (lambda: generalised_product(MU, MU, alpha=[1.0, -2.0]), ArgumentError, "alpha of expert 1, row 0, must be finite and at least 0, not -2"),
         (lambda: generalised_product(MU, MU, alpha=[True, False]), DTypeError, "alpha has dtype bool, expected numbers"),
-        (lambda: generalised_product(MU, MU, alpha=[1.0]), ShapeError, r"alpha has shape \(1,\), expected \(2,\) or \(2, 3\)"),
+        (lambda: generalised_product(MU, MU, alpha=[1.0]), ShapeError, r"alpha has shape \(1,\), expected \(2, 3\) or \(2,\)"),
         (lambda: generalised_product(MU, MU[:, :1]), ShapeError, "logvar has B=1 but mu has B=3"),
         (lambda: generalised_product(MU, MU, prior=(np.zeros(2), np.eye(2))), ShapeError, "prior has shapes"),
         (lambda: covariance_intersection(MU, 0 * EYE), ArgumentError, "cov of expert 0, row 0, is not positive definite"),

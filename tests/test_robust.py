@@ -213,7 +213,7 @@ MU = np.zeros((2, 3, 2))
         (lambda: student_t_product(MU, MU, np.nan), ArgumentError, "dof of expert 0 must be above 0, not nan"),
         (lambda: student_t_product(MU, MU, [1.0]), ShapeError, r"dof has shape \(1,\), expected \(\) or \(2,\)"),
         (lambda: student_t_product(MU, MU, "a"), DTypeError, "dof has dtype <U1, expected numbers"),
-        (lambda: student_t_product(MU, MU, {"a": 1}), DTypeError, "dof is a dict but mu is an array"),
+        (lambda: student_t_product(MU, MU, {"a": 1}), ArgumentError, "dof must be an array, as mu is"),
         (lambda: student_t_product(MU, MU, 1.0, approximation="best"), ArgumentError, "approximation must be 'laplace' or 'moments', not 'best'"),
         (lambda: student_t_product(MU, MU, 1.0, joint=True, approximation="moments"), ArgumentError, "approximation 'moments' needs joint=False"),
         (

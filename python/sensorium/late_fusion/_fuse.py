@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from .._validate import check_finite_number
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..ops import generalised_product
-from ..ops._stacked import Stack, floats, read_mask, read_stack, read_weights
+from ..ops._experts import Given
+from ..ops._stacked import floats, read_mask, read_stack, read_weights
 
 __all__ = ["FusedPrediction", "fuse_predictions"]
 
@@ -31,7 +32,7 @@ class FusedPrediction(NamedTuple):
 
 @overload
 def fuse_predictions(
-    predictions: Stack,
+    predictions: Given,
     variances: None = None,
     *,
     method: Method = "product",
@@ -42,8 +43,8 @@ def fuse_predictions(
 ) -> Array: ...
 @overload
 def fuse_predictions(
-    predictions: Stack,
-    variances: Stack,
+    predictions: Given,
+    variances: Given,
     *,
     method: Method = "product",
     prior: Any = None,
@@ -52,8 +53,8 @@ def fuse_predictions(
     correlation: float = 0.0,
 ) -> FusedPrediction: ...
 def fuse_predictions(
-    predictions: Stack,
-    variances: Stack | None = None,
+    predictions: Given,
+    variances: Given | None = None,
     *,
     method: Method = "product",
     prior: Any = None,
@@ -171,7 +172,7 @@ def _check_informed(weights: Array, prior: bool) -> None:
 
 
 def _classes(
-    predictions: Stack, method: str, prior: Any, mask: Any, weights: Any, correlation: float
+    predictions: Given, method: str, prior: Any, mask: Any, weights: Any, correlation: float
 ) -> Array:
     stacked, keys, dtype = read_stack("predictions", predictions, "M B C", None)
     C = stacked.shape[-1]
@@ -220,7 +221,7 @@ def _frequencies(prior: ArrayLike, C: int) -> Array:
 
 
 def _numbers(
-    means: Stack, variances: Stack, method: str, prior: Any, mask: Any, weights: Any, correlation: float
+    means: Given, variances: Given, method: str, prior: Any, mask: Any, weights: Any, correlation: float
 ) -> FusedPrediction:
     flat = _ndim(means) == 2
     if flat:
@@ -254,14 +255,14 @@ def _numbers(
     return FusedPrediction(mean[:, 0], spread[:, 0]) if flat else FusedPrediction(mean, spread)
 
 
-def _ndim(value: Stack) -> int:
+def _ndim(value: Given) -> int:
     """Return the dimensions of predictions, the axis of models included."""
     if isinstance(value, Mapping):
         return 1 + max((np.ndim(part) for part in value.values()), default=0)
     return np.ndim(value)
 
 
-def _widened(name: str, value: Stack) -> Stack:
+def _widened(name: str, value: Given) -> Given:
     """Return predictions of one target with an axis of targets."""
     if isinstance(value, Mapping):
         parts = {key: floats(f"{name}[{key!r}]", part) for key, part in value.items()}

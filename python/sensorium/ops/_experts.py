@@ -12,7 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 from .._validate import as_array, check_dims
 from ..errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["Array", "Experts", "Given", "Mask", "Prior", "check_experts", "matrix"]
+__all__ = [
+    "Array",
+    "Experts",
+    "Given",
+    "Mask",
+    "Prior",
+    "check_experts",
+    "matrix",
+    "presence",
+    "same_keys",
+    "weights_of",
+]
 
 Array = NDArray[Any]
 #: An array over all experts, or a dict by their names.
@@ -79,7 +90,14 @@ def matrix(name: str, value: ArrayLike) -> Array:
     return np.require(array, dtype=dtype.newbyteorder("="), requirements=["C", "A"])
 
 
-def _same_keys(name: str, value: Any, names: tuple[str, ...]) -> Mapping[str, ArrayLike]:
+def same_keys(name: str, value: Any, names: tuple[str, ...]) -> Mapping[str, ArrayLike]:
+    """Return a dict that has the keys of ``mu``.
+
+    Raises
+    ------
+    ArgumentError
+        Where it is none, or has others.
+    """
     if not isinstance(value, Mapping):
         raise ArgumentError(f"{name} must be a dict, as mu is")
     for key in names:
@@ -95,7 +113,7 @@ def _split(mu: Given, logvar: Given) -> tuple[tuple[str, ...] | None, list[str],
     """Return the names, how errors call the experts, and matrices."""
     if isinstance(mu, Mapping):
         names = tuple(mu)
-        others = _same_keys("logvar", logvar, names)
+        others = same_keys("logvar", logvar, names)
         labels = [f"[{name!r}]" for name in names]
         means = [matrix(f"mu[{name!r}]", mu[name]) for name in names]
         return names, labels, means, [matrix(f"logvar[{name!r}]", others[name]) for name in names]
@@ -112,13 +130,14 @@ def _split(mu: Given, logvar: Given) -> tuple[tuple[str, ...] | None, list[str],
     return None, [""] * len(stacks[0]), stacks[0], stacks[1]
 
 
-def _presence(
+def presence(
     mask: Mask | None, names: tuple[str, ...] | None, count: int, batch: int
 ) -> NDArray[np.bool_] | None:
+    """Return who is present ``(M, B)``, or None where nothing says that anybody is missing."""
     if mask is None:
         return None
     if names is not None:
-        by_name = _same_keys("mask", mask, names)
+        by_name = same_keys("mask", mask, names)
         rows = [_rows(f"mask[{name!r}]", by_name[name], batch) for name in names]
         array = np.stack(rows)
     else:
@@ -143,29 +162,34 @@ def _rows(name: str, value: ArrayLike, batch: int) -> Array:
     return np.broadcast_to(array, (batch,))
 
 
-def _weights(
-    weights: Given | None, names: tuple[str, ...] | None, count: int, batch: int, dtype: np.dtype[Any]
+def weights_of(
+    weights: Given | None,
+    names: tuple[str, ...] | None,
+    count: int,
+    batch: int,
+    dtype: np.dtype[Any],
+    called: str = "weights",
 ) -> tuple[Array | None, bool]:
-    """Return weights ``(M, B)``, and whether they came for all rows at once."""
+    """Return weights ``(M, B)``, whatever they are called, and whether they came for all rows at once."""
     if weights is None:
         return None, False
     if names is not None:
-        by_name = _same_keys("weights", weights, names)
-        arrays = [as_array(f"weights[{name!r}]", by_name[name]) for name in names]
+        by_name = same_keys(called, weights, names)
+        arrays = [as_array(f"{called}[{name!r}]", by_name[name]) for name in names]
         for_all = all(array.ndim == 0 for array in arrays)
         array = np.stack(
-            [_rows(f"weights[{name!r}]", part, batch) for name, part in zip(names, arrays, strict=True)]
+            [_rows(f"{called}[{name!r}]", part, batch) for name, part in zip(names, arrays, strict=True)]
         )
     else:
         if isinstance(weights, Mapping):
-            raise ArgumentError("weights must be an array, as mu is")
-        array = as_array("weights", weights)
+            raise ArgumentError(f"{called} must be an array, as mu is")
+        array = as_array(called, weights)
         for_all = array.shape == (count,)
         if not for_all and array.shape != (count, batch):
-            raise ShapeError(f"weights has shape {array.shape}, expected {(count, batch)} or {(count,)}")
+            raise ShapeError(f"{called} has shape {array.shape}, expected {(count, batch)} or {(count,)}")
         array = np.broadcast_to(array[:, None] if for_all else array, (count, batch))
     if array.dtype.kind not in "fiu":
-        raise DTypeError(f"weights has dtype {array.dtype}, expected numbers")
+        raise DTypeError(f"{called} has dtype {array.dtype}, expected numbers")
     return np.require(array, dtype=dtype, requirements=["C", "A"]), for_all
 
 
@@ -207,11 +231,11 @@ def check_experts(
             if array.dtype != dtype:
                 raise DTypeError(f"{name} has dtype {array.dtype} but mu{labels[0]} has {dtype}")
     batch, width = shape
-    held, for_all = _weights(weights, names, len(means), batch, dtype)
+    held, for_all = weights_of(weights, names, len(means), batch, dtype)
     return Experts(
         mu=means,
         logvar=logvars,
-        mask=_presence(mask, names, len(means), batch),
+        mask=presence(mask, names, len(means), batch),
         weights=held,
         prior=_prior(prior, width, dtype),
         names=names,

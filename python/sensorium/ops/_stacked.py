@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .._validate import as_array
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ._experts import Given, presence, same_keys, weights_of
 
 __all__ = [
     "Experts",
-    "Prior",
-    "Stack",
-    "check_keys",
     "floats",
     "read_experts",
     "read_mask",
@@ -26,9 +24,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Stack = ArrayLike | Mapping[str, ArrayLike]
-"""Experts, ``(M, ...)``, or each by its name."""
-Prior = bool | tuple[ArrayLike, ArrayLike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ class Experts:
         """Return what an error says of the place of a matrix."""
         return f" of {self.word(index[0])}, row {index[1]},"
 
-    def read(self, name: str, value: Stack, dims: str, fill: Array | float) -> Array:
+    def read(self, name: str, value: Given, dims: str, fill: Array | float) -> Array:
         """Return what belongs to experts, ``(M, B, ...)`` in ``float64``, ``fill`` where one is missing."""
         stacked, _, dtype = read_stack(name, value, dims, self.keys)
         if dtype != self.dtype:
@@ -76,7 +71,7 @@ class Experts:
 
 
 def read_stack(
-    name: str, value: Stack, dims: str, keys: tuple[str, ...] | None
+    name: str, value: Given, dims: str, keys: tuple[str, ...] | None
 ) -> tuple[Array, tuple[str, ...] | None, np.dtype[Any]]:
     """Return an array whose first axis is that of experts, names of these if any, and the dtype of results.
 
@@ -89,8 +84,7 @@ def read_stack(
     if isinstance(value, Mapping):
         names = tuple(value)
         if keys is not None:
-            check_keys(name, names, keys)
-            names = keys
+            value, names = same_keys(name, value, keys), keys
         if not names:
             raise ArgumentError(f"{name} has no expert")
         parts = [floats(f"{name}[{key!r}]", value[key]) for key in names]
@@ -110,12 +104,6 @@ def read_stack(
     return array.astype(np.float64, copy=False), keys, array.dtype
 
 
-def check_keys(name: str, got: tuple[str, ...], want: tuple[str, ...]) -> None:
-    """Hold a dict of experts to the names that ``mu`` has."""
-    if set(got) != set(want):
-        raise ArgumentError(f"{name} has the experts {sorted(got)} but mu has {sorted(want)}")
-
-
 def _check_ndim(name: str, array: Array, letters: Sequence[str]) -> None:
     if array.ndim != len(letters):
         raise ShapeError(
@@ -131,7 +119,7 @@ def floats(name: str, value: Any) -> Array:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def read_experts(mu: Stack, mask: Any, weights: Any) -> Experts:
+def read_experts(mu: Given, mask: Any, weights: Any) -> Experts:
     """Return experts by their means; what is masked is never read.
 
     Raises
@@ -146,45 +134,27 @@ def read_experts(mu: Stack, mask: Any, weights: Any) -> Experts:
     return Experts(keys, np.where(present[..., None], stacked, 0.0), present, how_much, dtype)
 
 
-def _per_expert(name: str, value: Any, keys: tuple[str, ...] | None, M: int, B: int) -> Array:
-    """Return an array ``(M, B)`` of something given as ``(M,)``, ``(M, B)``, or by names."""
-    if isinstance(value, Mapping):
-        if keys is None:
-            raise DTypeError(f"{name} is a dict but mu is an array")
-        check_keys(name, tuple(value), keys)
-        rows = [as_array(f"{name}[{key!r}]", value[key]) for key in keys]
-        for key, row in zip(keys, rows, strict=True):
-            if row.shape not in ((), (B,)):
-                raise ShapeError(f"{name}[{key!r}] has shape {row.shape}, expected () or ({B},)")
-        return np.stack([np.broadcast_to(row, (B,)) for row in rows])
-    array = as_array(name, value)
-    if array.shape == (M,):
-        array = array[:, None]
-    elif array.shape != (M, B):
-        raise ShapeError(f"{name} has shape {array.shape}, expected ({M},) or ({M}, {B})")
-    return np.broadcast_to(array, (M, B))
-
-
 def read_mask(mask: Any, keys: tuple[str, ...] | None, M: int, B: int) -> NDArray[np.bool_]:
     """Return who is there, ``(M, B)``: everybody where ``mask`` is None."""
-    if mask is None:
-        return np.ones((M, B), dtype=bool)
-    array = _per_expert("mask", mask, keys, M, B)
-    if array.dtype.kind != "b":
-        raise DTypeError(f"mask has dtype {array.dtype}, expected bool")
-    return array
+    found = presence(mask, keys, M, B)
+    return np.ones((M, B), dtype=bool) if found is None else found
 
 
 def read_weights(
-    weights: Any, keys: tuple[str, ...] | None, present: NDArray[np.bool_], name: str = "weights"
+    weights: Any, keys: tuple[str, ...] | None, there: NDArray[np.bool_], name: str = "weights"
 ) -> Array:
-    """Return how much each expert counts, ``(M, B)``: 0 where one is missing, 1 where ``weights`` is None."""
-    if weights is None:
-        return present.astype(np.float64)
-    array = _per_expert(name, weights, keys, *present.shape)
-    if array.dtype.kind not in "fiu":
-        raise DTypeError(f"{name} has dtype {array.dtype}, expected numbers")
-    read = np.where(present, array, 0).astype(np.float64)
+    """Return how much each expert counts, ``(M, B)``: 0 where one is missing, 1 where ``weights`` is None.
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Where they do not fit, or that of an expert that is there is not finite, or below 0.
+    """
+    M, B = there.shape
+    array, _ = weights_of(weights, keys, M, B, np.dtype(np.float64), name)
+    if array is None:
+        return there.astype(np.float64)
+    read = np.where(there, array, 0.0)
     bad = ~(np.isfinite(read) & (read >= 0))
     if bad.any():
         m, b = (int(i) for i in np.argwhere(bad)[0])

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validate import as_array, check_dims
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ._experts import Given, Prior, same_keys
 from ._matrices import cholesky, root, symmetric
-from ._stacked import Experts, Prior, Stack, check_keys, floats, read_experts, read_prior
+from ._stacked import Experts, floats, read_experts, read_prior
 
 __all__ = ["fuse_full", "fuse_low_rank", "kalman_update"]
 
@@ -21,10 +22,10 @@ _LOG_2PI = float(np.log(2 * np.pi))
 
 
 def fuse_full(
-    mu: Stack,
-    cov: Stack | None = None,
+    mu: Given,
+    cov: Given | None = None,
     *,
-    precision: Stack | None = None,
+    precision: Given | None = None,
     mask: Any = None,
     weights: Any = None,
     prior: Prior = True,
@@ -107,7 +108,7 @@ def fuse_full(
         return tuple(one.astype(experts.dtype, copy=False) for one in found)
 
 
-def _from_cov(experts: Experts, cov: Stack) -> Array:
+def _from_cov(experts: Experts, cov: Given) -> Array:
     """Return ``F (M, B, D, D)`` with ``F^T F`` the precision: the inverse of the Cholesky factor."""
     D = experts.mu.shape[-1]
     matrices = experts.read("cov", cov, "M B D D", np.eye(D))
@@ -272,9 +273,9 @@ def _observed(mask: ArrayLike | None, B: int, K: int) -> NDArray[np.bool_]:
 
 
 def fuse_low_rank(
-    mu: Stack,
-    diag: Stack,
-    factors: Stack,
+    mu: Given,
+    diag: Given,
+    factors: Given,
     *,
     mask: Any = None,
     weights: Any = None,
@@ -351,13 +352,13 @@ def fuse_low_rank(
         return tuple(one.astype(experts.dtype, copy=False) for one in found)
 
 
-def _side_by_side(experts: Experts, factors: Stack) -> tuple[Array, NDArray[np.int64]]:
+def _side_by_side(experts: Experts, factors: Given) -> tuple[Array, NDArray[np.int64]]:
     """Return all factors ``(B, D, T)``, 0 of missing experts, and whose each column is ``(T,)``."""
     M, B, D = experts.mu.shape
     if isinstance(factors, Mapping):
         if experts.keys is None:
-            raise DTypeError("factors is a dict but mu is an array")
-        check_keys("factors", tuple(factors), experts.keys)
+            raise ArgumentError("factors must be an array, as mu is")
+        factors = same_keys("factors", factors, experts.keys)
         parts = [floats(f"factors[{key!r}]", factors[key]) for key in experts.keys]
         names = [f"factors[{key!r}]" for key in experts.keys]
     else:

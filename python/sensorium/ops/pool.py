@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, ShapeError
+from ._experts import Given, Prior
 from ._matrices import cholesky, symmetric
-from ._stacked import Prior, Stack, read_experts, read_prior, read_weights
+from ._stacked import read_experts, read_prior, read_weights
 from .gaussian import quarter, quiet, standardised
 
 __all__ = ["CovarianceIntersection", "covariance_intersection", "generalised_product"]
@@ -22,8 +23,8 @@ _STEPS = 30  # Newton steps at each; two to five are taken.
 
 
 def generalised_product(
-    mu: Stack,
-    logvar: Stack,
+    mu: Given,
+    logvar: Given,
     *,
     alpha: Any = None,
     mask: Any = None,
@@ -136,7 +137,7 @@ class CovarianceIntersection(NamedTuple):
 
 
 def covariance_intersection(
-    mu: Stack, cov: Stack, *, mask: Any = None, criterion: Literal["determinant", "trace"] = "determinant"
+    mu: Given, cov: Given, *, mask: Any = None, criterion: Literal["determinant", "trace"] = "determinant"
 ) -> CovarianceIntersection:
     """Return the fusion of Gaussian estimates whose errors are correlated in ways that nobody knows.
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from .._validate import as_array, check_integer, check_positive
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ._stacked import Experts, Prior, Stack, check_keys, read_experts, read_prior
+from ._experts import Given, Prior, same_keys
+from ._stacked import Experts, read_experts, read_prior
 from .gaussian import quiet
 
 __all__ = ["StudentTProduct", "student_t_product"]
@@ -36,8 +37,8 @@ class StudentTProduct(NamedTuple):
 
 
 def student_t_product(
-    mu: Stack,
-    logvar: Stack,
+    mu: Given,
+    logvar: Given,
     dof: Any,
     *,
     joint: bool = False,
@@ -159,8 +160,8 @@ def _dof(dof: Any, experts: Experts) -> Array:
     M = len(experts.mu)
     if isinstance(dof, Mapping):
         if experts.keys is None:
-            raise DTypeError("dof is a dict but mu is an array")
-        check_keys("dof", tuple(dof), experts.keys)
+            raise ArgumentError("dof must be an array, as mu is")
+        same_keys("dof", dof, experts.keys)
         dof = [dof[key] for key in experts.keys]
     array = as_array("dof", dof)
     if array.dtype.kind not in "fiu":
