@@ -32,6 +32,7 @@ from sensorium.search import (
     majority_vote,
     overturn_probability,
 )
+from sensorium.search.calling import Slots
 
 QUICK = CallPolicy(backoff=0.0)
 WIDE = CallPolicy(backoff=0.0, concurrency=8)
@@ -142,6 +143,38 @@ def test_no_more_calls_are_under_way_than_allowed():
 
     best_of_n(generator, same, 0, n=12, policy=CallPolicy(concurrency=3))
     assert most == 3
+
+
+def test_what_finishes_a_candidate_goes_before_what_begins_one():
+    order, failed = [], []
+
+    def generator(state, n, *, node):
+        order.append("g")
+        return [len(order)]
+
+    def verifier(xs):
+        order.append("v")
+        if not failed:
+            failed.append(1)
+            raise ConnectionError("no")
+        return same(xs)
+
+    best_of_n(generator, verifier, 0, n=6, policy=QUICK)
+    assert "".join(order) == "gvgvvgvgvgvgv", "the second attempt waits for the call under way alone"
+
+
+def test_a_turn_that_is_not_taken_is_passed_on():
+    async def main():
+        slots = Slots(1)
+        await slots.take(first=False)
+        waiting = [asyncio.ensure_future(slots.take(first=False)) for _ in range(2)]
+        await asyncio.sleep(0)
+        slots.give_back()
+        waiting[0].cancel()
+        await asyncio.wait_for(waiting[1], 5)
+        assert waiting[0].cancelled()
+
+    asyncio.run(main())
 
 
 def test_a_search_runs_within_a_running_loop():
@@ -593,6 +626,8 @@ def test_more_can_be_asked_of_a_trace(tmp_path):
     counted = Counted(lambda number, state, n, *, seed: draw(state, n, seed=seed))
     large = best_of_n(counted, same, 0, n=5, trace=path, budget=Budget(calls=10))
     assert len(counted.calls) == 3
+    assert large.budget.used.calls == 10
+    assert large.budget.spent
     assert [c.value for c in large.candidates][:2] == [c.value for c in small.candidates]
     assert large.stopped == "done"
 
@@ -614,6 +649,24 @@ def test_failures_stay_unless_asked_for_again(tmp_path):
     again = best_of_n(counted, same, 0, n=3, trace=Trace(path, retry_failed=True))
     assert len(counted.calls) == 1
     assert [c.value for c in again.candidates] == [0, 40, 2]
+
+
+def test_attempts_before_a_crash_count_as_attempts(tmp_path):
+    path = tmp_path / "run.jsonl"
+
+    def dies(number, state, n, *, seed):
+        if number == 1:
+            raise SystemExit
+        raise ConnectionError("no")
+
+    with pytest.raises(SystemExit):
+        best_of_n(Counted(dies), same, 0, n=1, trace=path, policy=QUICK)
+    dead = Counted(lambda number, state, n, *, seed: exec("raise ConnectionError('no')"))
+    with pytest.raises(SearchError) as e:
+        best_of_n(dead, same, 0, n=1, trace=path, policy=QUICK)
+    assert len(dead.calls) == 2
+    assert e.value.outcome.failures[0].attempts == 3
+    assert e.value.outcome.used.calls == 3
 
 
 def test_a_trace_of_another_search_is_refused(tmp_path):

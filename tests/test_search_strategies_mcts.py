@@ -53,6 +53,15 @@ def test_enough_simulations_see_everything_and_find_the_best():
     assert outcome.used.calls == 2 * (1 + 3 + 9), "what ended is never called for again"
 
 
+def test_the_return_of_a_leaf_is_its_own_score():
+    outcome = search(simulations=4)
+    tree = outcome.details["tree"]
+    np.testing.assert_allclose(tree.returns(), score(["a", "b", "c"]))
+    ends = search(simulations=5, depth=1).details["tree"]
+    assert ends.visits().sum() == 4
+    np.testing.assert_allclose(ends.returns(), score(["a", "b", "c"]))
+
+
 def test_it_leaves_a_way_that_looks_good_at_first():
     def verifier(words):
         return [

@@ -113,6 +113,16 @@ def test_reflection_that_does_not_improve_is_stopped():
     assert outcome.answer == "same"
 
 
+def test_patience_begins_anew_with_each_improvement():
+    scores = iter([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 9.0])
+    outcome = reflect(
+        lambda s, n: ["x"], lambda x: "f", 0, rounds=20, verifier=lambda xs: [next(scores)], patience=2
+    )
+    assert outcome.stopped == "patience"
+    assert len(outcome.candidates) == 7
+    assert outcome.score == 3.0
+
+
 def test_scores_may_be_the_critics():
     def critic(x):
         return Feedback("higher", score=-abs(x - 3))
