@@ -9,7 +9,7 @@ import numpy as np
 from autograd.core import defvjp_argnums
 
 from .. import ops
-from ..ops.gaussian import gaussian_arguments, quarter, quiet, sigma_difference, standardised
+from ..ops._gaussian import gaussian_arguments, quarter, quiet, sigma_difference, standardised
 from ._primitive import Array, Vjp, chosen, primitive
 
 __all__ = [

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, ShapeError
 from ._experts import Given, Prior
+from ._gaussian import quarter, quiet, standardised
 from ._matrices import cholesky, symmetric
 from ._stacked import read_experts, read_prior, read_weights
-from .gaussian import quarter, quiet, standardised
 
 __all__ = ["CovarianceIntersection", "covariance_intersection", "generalised_product"]
 

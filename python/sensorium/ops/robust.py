@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from .._validate import as_array, check_integer, check_positive
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._experts import Given, Prior, same_keys
+from ._gaussian import quiet
 from ._stacked import Experts, read_experts, read_prior
-from .gaussian import quiet
 
 __all__ = ["StudentTProduct", "student_t_product"]
 
