@@ -30,8 +30,11 @@ class Node:
 class ReferenceTree:
     """A tree whose policy is ``("ucb1", c)``, ``("ucb1_tuned",)`` or ``("puct", c, base, unvisited)``."""
 
-    def __init__(self, policy, discount=1.0, players=1, normalise=False, virtual_loss=1.0, win=None):
+    def __init__(
+        self, policy, discount=1.0, players=1, normalise=False, virtual_loss=1.0, win=None, widening=None
+    ):
         self.policy, self.normalise, self.loss, self.win = policy, normalise, virtual_loss, win
+        self.widening = widening
         self.gamma = -discount if players == 2 else discount
         self.nodes = [Node()]
         self.low, self.high = math.inf, -math.inf
@@ -93,6 +96,20 @@ class ReferenceTree:
         while True:
             if node.terminal or node.exact is not None:
                 return node, "known"
+            if self.widening:
+                k, alpha = self.widening
+                alive = [child for child in node.children if not child.failed]
+                spare = [child for child in alive if not child.visits and not child.handed_out]
+                there = [child for child in alive if child.visits]
+                if spare or len(alive) < math.ceil(k * (node.visits + node.waiting + 1.0) ** alpha):
+                    return (spare or [self.add_child(node)])[0], "leaf"
+                if not there:
+                    return node, "wait"
+                for child in there:
+                    child.prior = float(np.float32(1) / np.float32(len(there)))
+                scores = [self.score(node, child) for child in there]
+                node = there[scores.index(max(scores))]
+                continue
             if not node.children:
                 return node, "leaf"
             scores = [self.score(node, child) for child in node.children]
@@ -102,12 +119,13 @@ class ReferenceTree:
             node = node.children[scores.index(best)]
 
     def select(self, batch):
-        found, collided, known = [], [], 0
-        while (
-            not self.nodes[0].failed and len(found) + known < batch and len(collided) < min(max(batch, 8), 64)
-        ):
+        found, collided, known, waits = [], [], 0, 0
+        most = min(max(batch, 8), 64)
+        while not self.nodes[0].failed and len(found) + known + waits < batch and len(collided) < most:
             node, how = self.walk()
-            if how == "closed":
+            if how == "wait":
+                waits += 1
+            elif how == "closed":
                 node.failed = True
             elif how == "known":
                 self.add(node, self.known(node))
@@ -119,6 +137,12 @@ class ReferenceTree:
         for node in collided:
             self.mark(node, -1)
         return [self.nodes.index(node) for node in found]
+
+    def add_child(self, node):
+        child = Node(node)
+        node.children.append(child)
+        self.nodes.append(child)
+        return child
 
     def mark(self, node, by):
         while node is not None:

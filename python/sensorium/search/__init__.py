@@ -10,11 +10,14 @@ from .outcome import Outcome as Outcome
 from .policies import PUCT as PUCT
 from .policies import UCB1 as UCB1
 from .policies import UCT as UCT
+from .policies import ABMCTSBeta as ABMCTSBeta
+from .policies import ABMCTSGaussian as ABMCTSGaussian
 from .policies import EpsilonGreedy as EpsilonGreedy
 from .policies import Policy as Policy
 from .policies import ThompsonBeta as ThompsonBeta
 from .policies import ThompsonGaussian as ThompsonGaussian
 from .policies import UCB1Tuned as UCB1Tuned
+from .policies import Widening as Widening
 from .protocol import Critic as Critic
 from .protocol import Feedback as Feedback
 from .protocol import Generator as Generator

@@ -44,7 +44,7 @@ def save(
     policy = settings["policy"]
     described = {
         "format": _FORMAT,
-        "policy": {"class": type(policy).__name__, **dataclasses.asdict(policy)},
+        "policy": _described(policy),
         **{name: value for name, value in settings.items() if name != "policy"},
     }
     checkpoint.save(path, arrays, described)
@@ -85,14 +85,34 @@ def _settings(described: dict[str, Any]) -> dict[str, Any]:
     names = {"seed", "discount", "players", "normalise", "virtual_loss", "win", "max_nodes", "max_bytes"}
     if not isinstance(policy, dict) or described.keys() != names:
         raise CheckpointError("lacks settings of a tree, or has others")
+    _check_kinds(described)
     policy = dict(policy)
-    kind = policy.pop("class", None)
-    if kind not in policies.__all__ or kind == "Policy":
+    if policy.get("class") == "Widening" and isinstance(policy.get("policy"), dict):
+        policy["policy"] = _policy(policy["policy"], within=True)
+    return {"policy": _policy(policy), **described}
+
+
+def _described(policy: Any) -> dict[str, Any]:
+    """Return a policy, and one within it, as JSON holds it."""
+    fields = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+    if "policy" in fields:
+        fields["policy"] = _described(fields["policy"])
+    return {"class": type(policy).__name__, **fields}
+
+
+def _policy(described: dict[str, Any], *, within: bool = False) -> Any:
+    numbers = dict(described)
+    kind = numbers.pop("class", None)
+    if kind not in policies.__all__ or kind == "Policy" or (within and kind == "Widening"):
         raise CheckpointError(f"has an unknown policy {kind!r:.40}")
-    for name, value in [*policy.items(), *described.items()]:
+    _check_kinds({name: value for name, value in numbers.items() if name != "policy" or within})
+    return getattr(policies, kind)(**numbers)
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    for name, value in values.items():
         if not isinstance(value, int | float | None):
             raise CheckpointError(f"has {name} of a wrong kind")
-    return {"policy": getattr(policies, kind)(**policy), **described}
 
 
 def _labels(arrays: dict[str, Array]) -> list[Any]:

@@ -6,7 +6,7 @@ count as visits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import ClassVar, Protocol
 
@@ -14,11 +14,14 @@ __all__ = [
     "PUCT",
     "UCB1",
     "UCT",
+    "ABMCTSBeta",
+    "ABMCTSGaussian",
     "EpsilonGreedy",
     "Policy",
     "ThompsonBeta",
     "ThompsonGaussian",
     "UCB1Tuned",
+    "Widening",
 ]
 
 
@@ -202,3 +205,119 @@ class ThompsonBeta:
     def parameters(self) -> list[float | None]:
         """Numbers of the rule, in the order of the core."""
         return [self.alpha, self.beta]
+
+
+@dataclass(frozen=True)
+class ABMCTSGaussian:
+    """Adaptive branching: draws decide whether to add a child, or else which child to go to (AB-MCTS-A).
+
+    For states with endlessly many actions, such as the answers of a language model. The tree adds children
+    itself: :meth:`Tree.select` hands out nodes that are new, and the caller makes each of them from the node
+    above it. At a node two draws are compared: from the posterior of what its new children were worth when
+    they came, and from that of all that came below them later. The larger says whether to add another child,
+    or to go on, to the child of the largest draw from its own posterior. Posteriors are normal-inverse-gamma.
+    Leaves under way count as nothing.
+
+    Parameters
+    ----------
+    mean, strength : float
+        Mean of the prior, and the number of values that it is worth.
+    shape, scale : float
+        Of the prior of the variance.
+
+    References
+    ----------
+    Inoue et al. (2025), Wider or Deeper? Scaling LLM Inference-Time Compute with Adaptive Branching Tree
+    Search, arXiv:2503.04412.
+
+    Examples
+    --------
+    >>> from sensorium.search import ABMCTSGaussian, Tree
+    >>> tree = Tree(policy=ABMCTSGaussian(), seed=0)
+    >>> texts = {0: "a"}
+    >>> while tree.simulations < 50:
+    ...     for leaf in tree.select():
+    ...         texts[leaf] = texts[tree.parents(leaf)[0]] + "b"    # the generator
+    ...         tree.backup(leaf, min(len(texts[leaf]), 10) / 10)    # the verifier
+    >>> len(texts), tree.simulations
+    (51, 50)
+    """
+
+    mean: float = 0.0
+    strength: float = 1.0
+    shape: float = 0.5
+    scale: float = 0.05
+    name: ClassVar[str] = "branch_gaussian"
+
+    def parameters(self) -> list[float | None]:
+        """Numbers of the rule, in the order of the core."""
+        return [self.mean, self.strength, self.shape, self.scale]
+
+
+@dataclass(frozen=True)
+class ABMCTSBeta:
+    """Adaptive branching as :class:`ABMCTSGaussian`, with beta posteriors, for values in `[0, 1]`.
+
+    Parameters
+    ----------
+    alpha, beta : float
+        Successes and failures that the prior is worth; one half each is the prior of Jeffreys.
+
+    References
+    ----------
+    Inoue et al. (2025), arXiv:2503.04412.
+    """
+
+    alpha: float = 0.5
+    beta: float = 0.5
+    name: ClassVar[str] = "branch_beta"
+
+    def parameters(self) -> list[float | None]:
+        """Numbers of the rule, in the order of the core."""
+        return [self.alpha, self.beta]
+
+
+@dataclass(frozen=True)
+class Widening:
+    """Progressive widening: a node has `ceil(k N^alpha)` children, and another policy chooses among them.
+
+    `N` counts the walk that arrives. For more actions than can be listed: the tree adds children itself,
+    :meth:`Tree.select` hands out nodes that are new, and the caller makes each of them from the node above
+    it.
+    Children are alike in their priors.
+
+    Parameters
+    ----------
+    policy : Policy
+        How walks choose among children that are there.
+    k, alpha : float
+        Children after the first visit, and how their number grows, from 0 to 1.
+
+    References
+    ----------
+    Coulom (2007), Computing Elo Ratings of Move Patterns in the Game of Go. Couëtoux et al. (2011),
+    Continuous Upper Confidence Trees.
+
+    Examples
+    --------
+    >>> from sensorium.search import Tree, Widening
+    >>> tree = Tree(policy=Widening(k=1.0, alpha=0.5))
+    >>> for _ in range(16):
+    ...     leaf = tree.select()
+    ...     tree.backup(leaf, 0.5)
+    >>> len(tree.children())
+    4
+    """
+
+    policy: Policy = field(default_factory=UCB1)
+    k: float = 1.0
+    alpha: float = 0.5
+
+    @property
+    def name(self) -> str:
+        """Name of the rule: that of the policy within, and a word before it."""
+        return f"widening+{self.policy.name}"
+
+    def parameters(self) -> list[float | None]:
+        """Numbers of the rule, in the order of the core."""
+        return [self.k, self.alpha, *self.policy.parameters()]

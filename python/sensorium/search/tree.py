@@ -198,7 +198,8 @@ class Tree:
         children : int, or a sequence of K
             As many actions for each leaf, numbered from 0. Or for each leaf a number, or its actions: whole
             numbers, anything hashable, or arrays. An integer array (K, A) names the actions of each leaf. A
-            leaf without actions is terminal; the first value that it is told is its value.
+            leaf without actions is terminal; the first value that it is told is its value. Where the policy
+            adds children itself, 0 is all that may be said.
         priors : array (K, A), optional
             Probability of each action, kept as ``float32``; equal where not given. Where leaves have
             different numbers of actions, a sequence of K arrays, or one array of all. So with the others.
@@ -301,6 +302,26 @@ class Tree:
         """
         self._core.forbid(_ids("nodes", nodes), False)
 
+    def rename(self, nodes: ArrayLike, actions: Sequence[Any] | Array) -> None:
+        """Say which actions lead to nodes, such as those that :meth:`select` added.
+
+        Parameters
+        ----------
+        nodes : array (K,) of integers
+            Any nodes but the root.
+        actions : sequence of K
+            Whole numbers, anything hashable, or arrays.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError
+            Where a node or an action cannot be used.
+        """
+        ids = _ids("nodes", nodes)
+        if isinstance(actions, str | bytes) or not hasattr(actions, "__len__"):
+            raise DTypeError(f"actions must be a sequence, not {type(actions).__name__}")
+        self._core.name(ids, np.array([self._label(action) for action in actions], dtype=np.int32))
+
     def reroot(self, action: Any = None, *, node: int | None = None) -> None:
         """Make the node that an action leads to the root, and keep what is below it; all ids change.
 
@@ -343,8 +364,7 @@ class Tree:
 
     def children(self, node: int = 0) -> Ids:
         """Return the ids of a node's children, in the order in which they were given."""
-        first, count = self._one("firsts", node), self._one("counts", node)
-        return np.arange(first, first + count, dtype=np.int64)
+        return self._core.block("ids", check_integer("node", node))
 
     def actions(self, node: int = 0) -> list[Any]:
         """Return the actions of a node's children."""
@@ -445,8 +465,9 @@ class Tree:
             Always ``parents`` (-1 for the root), ``firsts`` and ``counts`` of children, ``actions``,
             ``visits``, ``waiting`` (leaves handed out, here and below), ``sums`` of returns, and ``flags``: 1
             terminal, 2 forbidden, 4 failed, 8 proven, 16 handed out. Where used, ``squares``, ``priors``,
-            ``rewards``, ``exact`` and ``costs``. An action below 0 is that of :attr:`labels` at
-            ``-1 - action``.
+            ``rewards``, ``exact``, ``costs``, and with policies that add children ``nexts`` (the next
+            sibling, 2^32 - 1 after the last) and ``owns`` (the return of its own evaluation). An action
+            below 0 is that of :attr:`labels` at ``-1 - action``.
         """
         columns = self._core.columns()
         parents = columns["parents"].astype(np.int64)
@@ -550,7 +571,7 @@ class Tree:
             except TypeError:
                 kind = type(action).__name__
                 raise DTypeError(
-                    f"children has an action of type {kind}, expected something hashable, or an array"
+                    f"an action has type {kind}, expected something hashable, or an array"
                 ) from None
             key = (type(action), action)
         code = self._label_ids.setdefault(key, -1 - len(self._labels))
@@ -597,7 +618,9 @@ def _numbers(policy: Policy) -> list[float | None]:
         raise DTypeError(f"policy must be a dataclass, not {type(policy).__name__}")
     for field in dataclasses.fields(policy):
         value = getattr(policy, field.name)
-        if value is not None:
+        if isinstance(getattr(value, "name", None), str):
+            _numbers(value)
+        elif value is not None:
             check_finite_number(f"policy's {field.name}", value)
     return policy.parameters()
 

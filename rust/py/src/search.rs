@@ -8,7 +8,9 @@ use crate::door::{self, ArgumentError, MemoryLimitError, SensoriumError};
 use numpy::{Element, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyDict, PyInt};
-use sensorium_search::{Config, Counters, Counts, Error, Expansion, NONE, Nodes, Policy, Result, Tree};
+use sensorium_search::{
+    Config, Counters, Counts, Error, Expansion, NONE, Nodes, Policy, Result, Tree, Widening,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
@@ -50,7 +52,15 @@ fn optional<'py, T: Element>(name: &str, of: Option<&Array<'py>>) -> PyResult<Op
     of.map(|array| Input::new(name, array)).transpose()
 }
 
-fn policy(name: &str, p: &[Option<f64>]) -> PyResult<Policy> {
+/// The policy of that name, and how children are added: `widening+` before the name of another, and two numbers more.
+fn policy(name: &str, p: &[Option<f64>]) -> PyResult<(Policy, Option<Widening>)> {
+    if let (Some(name), &[Some(k), Some(alpha), ref p @ ..]) = (name.strip_prefix("widening+"), p) {
+        return Ok((plain_policy(name, p)?, Some(Widening { k, alpha })));
+    }
+    Ok((plain_policy(name, p)?, None))
+}
+
+fn plain_policy(name: &str, p: &[Option<f64>]) -> PyResult<Policy> {
     Ok(match (name, p) {
         ("ucb1", &[Some(c)]) => Policy::Ucb1 { c },
         ("ucb1_tuned", &[]) => Policy::Ucb1Tuned,
@@ -59,6 +69,10 @@ fn policy(name: &str, p: &[Option<f64>]) -> PyResult<Policy> {
         ("thompson_gaussian", &[Some(mean), Some(strength), Some(shape), Some(scale)]) => {
             Policy::ThompsonGaussian { mean, strength, shape, scale }
         }
+        ("branch_gaussian", &[Some(mean), Some(strength), Some(shape), Some(scale)]) => {
+            Policy::BranchGaussian { mean, strength, shape, scale }
+        }
+        ("branch_beta", &[Some(alpha), Some(beta)]) => Policy::BranchBeta { alpha, beta },
         ("thompson_beta", &[Some(alpha), Some(beta)]) => Policy::ThompsonBeta { alpha, beta },
         _ => {
             return Err(ArgumentError::new_err(format!("policy {name:?} is unknown, or has other settings")));
@@ -96,6 +110,7 @@ fn integer(tree: &Tree, name: &str, node: usize) -> Option<i64> {
         "counts" => i64::from(nodes.counts[node]),
         "firsts" => i64::from(nodes.firsts[node]),
         "flags" => i64::from(nodes.flags[node]),
+        "ids" => node as i64,
         "parents" if nodes.parents[node] == NONE => -1,
         "parents" => i64::from(nodes.parents[node]),
         "visits" => i64::from(nodes.visits[node]),
@@ -152,7 +167,7 @@ macro_rules! columns {
     ($action:ident) => {
         $action! {
             parents: u32, firsts: u32, counts: u32, visits: u32, waiting: u32, sums: f64, flags: u8,
-            squares: f64, priors: f32, rewards: f64, exact: f64, costs: f64, actions: i32
+            squares: f64, priors: f32, rewards: f64, exact: f64, costs: f64, actions: i32, nexts: u32, owns: f64
         }
     };
 }
@@ -178,9 +193,19 @@ impl SearchTree {
         columns: Option<&Bound<'_, PyDict>>,
         counters: Option<(u64, f64, f64)>,
     ) -> PyResult<Self> {
-        let policy = policy(name, &parameters)?;
-        let config =
-            Config { policy, discount, players, normalise, virtual_loss, win, max_nodes, max_bytes, seed };
+        let (policy, widening) = policy(name, &parameters)?;
+        let config = Config {
+            policy,
+            widening,
+            discount,
+            players,
+            normalise,
+            virtual_loss,
+            win,
+            max_nodes,
+            max_bytes,
+            seed,
+        };
         let tree = match columns {
             None => caught(|| Tree::new(config))?,
             Some(columns) => {
@@ -283,6 +308,14 @@ impl SearchTree {
         self.with(py, true, |tree| tree.forbid(nodes, forbidden))
     }
 
+    /// Numbers the actions that lead to nodes.
+    fn name(&self, py: Python<'_>, nodes: Array<'_>, actions: Array<'_>) -> PyResult<()> {
+        let nodes = Input::<i64>::new("nodes", &nodes)?;
+        let actions = Input::<i32>::new("actions", &actions)?;
+        let (nodes, actions) = (nodes.as_slice(), actions.as_slice());
+        self.with(py, nodes.len() > LONG, |tree| tree.name(nodes, actions))
+    }
+
     /// Makes a node the root.
     fn reroot(&self, py: Python<'_>, node: i64) -> PyResult<()> {
         self.with(py, true, |tree| tree.reroot(node))
@@ -341,8 +374,7 @@ impl SearchTree {
     fn block<'py>(&self, py: Python<'py>, name: &str, node: i64) -> PyResult<Array<'py>> {
         let of = self.read(py, |tree| {
             let node = tree.check_id("node", node)?;
-            let first = tree.nodes().firsts[node] as usize;
-            column(tree, name, first..first + tree.nodes().counts[node] as usize)
+            column(tree, name, tree.nodes().children(node))
         })?;
         Ok(into_array(py, &of))
     }

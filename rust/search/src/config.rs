@@ -48,18 +48,52 @@ pub enum Policy {
         /// Failures that the prior is worth.
         beta: f64,
     },
+    /// Adaptive branching (Inoue et al. 2025, AB-MCTS-A): draws say whether to add a child, and else which to go to;
+    /// normal-inverse-gamma as [`ThompsonGaussian`](Self::ThompsonGaussian).
+    BranchGaussian {
+        /// Mean of the prior.
+        mean: f64,
+        /// Observations that the prior mean is worth.
+        strength: f64,
+        /// Shape of the prior of the variance.
+        shape: f64,
+        /// Scale of the prior of the variance.
+        scale: f64,
+    },
+    /// Adaptive branching with beta posteriors.
+    BranchBeta {
+        /// Successes that the prior is worth.
+        alpha: f64,
+        /// Failures that the prior is worth.
+        beta: f64,
+    },
+}
+
+/// A node may have `ceil(k N^alpha)` children, the walk that arrives counted (Couëtoux et al. 2011).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Widening {
+    /// Children after the first visit.
+    pub k: f64,
+    /// Power of visits.
+    pub alpha: f64,
 }
 
 impl Policy {
     /// Whether the policy asks for sums of squared returns.
     #[must_use]
     pub const fn needs_squares(self) -> bool {
-        matches!(self, Self::Ucb1Tuned | Self::ThompsonGaussian { .. })
+        matches!(self, Self::Ucb1Tuned | Self::ThompsonGaussian { .. } | Self::BranchGaussian { .. })
     }
 
     /// Whether returns must lie in `[0, 1]`.
     pub(crate) const fn needs_shares(self) -> bool {
-        matches!(self, Self::ThompsonBeta { .. })
+        matches!(self, Self::ThompsonBeta { .. } | Self::BranchBeta { .. })
+    }
+
+    /// Whether the policy says itself when to add a child.
+    #[must_use]
+    pub const fn branches(self) -> bool {
+        matches!(self, Self::BranchGaussian { .. } | Self::BranchBeta { .. })
     }
 
     fn check(self) -> Result<()> {
@@ -75,13 +109,14 @@ impl Policy {
             Self::EpsilonGreedy { epsilon } => {
                 Err(value("epsilon", format!("must be from 0 to 1, not {epsilon}")))
             }
-            Self::ThompsonGaussian { mean, strength, shape, scale } => {
+            Self::ThompsonGaussian { mean, strength, shape, scale }
+            | Self::BranchGaussian { mean, strength, shape, scale } => {
                 at_least("mean", mean, -LARGEST)?;
                 positive("strength", strength)?;
                 positive("shape", shape)?;
                 positive("scale", scale)
             }
-            Self::ThompsonBeta { alpha, beta } => {
+            Self::ThompsonBeta { alpha, beta } | Self::BranchBeta { alpha, beta } => {
                 positive("alpha", alpha)?;
                 positive("beta", beta)
             }
@@ -111,6 +146,8 @@ fn positive(arg: &'static str, got: f64) -> Result<()> {
 pub struct Config {
     /// How walks choose.
     pub policy: Policy,
+    /// Walks add children, so many.
+    pub widening: Option<Widening>,
     /// What a step takes off a value, from 0 to 1.
     pub discount: f64,
     /// 1, or 2 who take turns and want opposite things.
@@ -133,6 +170,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             policy: Policy::Ucb1 { c: std::f64::consts::SQRT_2 },
+            widening: None,
             discount: 1.0,
             players: 1,
             normalise: false,
@@ -150,6 +188,18 @@ impl Config {
     /// Where a setting is out of range; the words name it.
     pub fn check(&self) -> Result<()> {
         self.policy.check()?;
+        if let Some(Widening { k, alpha }) = self.widening {
+            positive("k", k)?;
+            if !(0.0..=1.0).contains(&alpha) {
+                return Err(value("alpha", format!("must be from 0 to 1, not {alpha}")));
+            }
+            if self.policy.branches() {
+                return Err(value("policy", "says itself when to add a child: it cannot be widened"));
+            }
+        }
+        if self.open() && self.win.is_some() {
+            return Err(value("win", "cannot be given where walks add children: no node has all of them"));
+        }
         if !(0.0..=1.0).contains(&self.discount) {
             return Err(value("discount", format!("must be from 0 to 1, not {}", self.discount)));
         }
@@ -168,6 +218,12 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Whether walks add children.
+    #[must_use]
+    pub const fn open(&self) -> bool {
+        self.widening.is_some() || self.policy.branches()
     }
 
     /// Factor from a state's value to the return of the action that led to it, beside the reward.

@@ -97,6 +97,10 @@ impl Tree {
     /// it was then.
     pub fn expand(&mut self, leaves: &[i64], with: &Expansion) -> Result<()> {
         let total = with.total(leaves.len())?;
+        if self.config.open() && total > 0 {
+            let what = "must be 0: with this policy select() adds them, one at a time";
+            return Err(value("children", what));
+        }
         with.check(total, self.config.policy.needs_shares())?;
         self.check_leaves(leaves)?;
         let (priors, rewards) = (with.priors.is_some(), with.rewards.is_some());

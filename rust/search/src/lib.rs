@@ -11,6 +11,7 @@ mod config;
 mod error;
 mod expand;
 mod nodes;
+mod open;
 mod proof;
 mod random;
 mod reroot;
@@ -20,7 +21,7 @@ mod select;
 mod tell;
 mod tree;
 
-pub use config::{Config, Policy};
+pub use config::{Config, Policy, Widening};
 pub use error::{Error, Result};
 pub use expand::{Counts, Expansion};
 pub use nodes::{NONE, Nodes, flag};

@@ -1,8 +1,9 @@
 //! The nodes, a column for each thing that is known of them.
 //!
-//! Siblings lie side by side, so that a policy reads its block of each column in order. A child comes after its
-//! parent. Columns that no caller needs stay empty: a node then takes 29 bytes.
+//! Siblings lie side by side, so that a policy reads its block of each column in order; where walks add children one
+//! at a time, each names the next. A child comes after its parent. Columns that no caller needs stay empty: a node then takes 29 bytes.
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// No node.
@@ -57,13 +58,17 @@ pub struct Nodes {
     pub costs: Vec<f64>,
     /// The action's number, or empty: the position among siblings.
     pub actions: Vec<i32>,
+    /// The next sibling, [`NONE`] after the last, in trees whose walks add children; else empty.
+    pub nexts: Vec<u32>,
+    /// The return of the node's own evaluation, or empty.
+    pub owns: Vec<f64>,
 }
 
 /// Runs `$body` for each column that holds something, with `$column` its name.
 macro_rules! each_column {
     ($nodes:expr, $column:ident => $body:expr) => {{
         each_column!(@ $nodes, $column => $body,
-            parents firsts counts visits waiting sums flags squares priors rewards exact costs actions)
+            parents firsts counts visits waiting sums flags squares priors rewards exact costs actions nexts owns)
     }};
     (@ $nodes:expr, $column:ident => $body:expr, $($name:ident)*) => {{
         $(if !$nodes.$name.is_empty() {
@@ -87,7 +92,7 @@ fn grow<T: Clone>(column: &mut Vec<T>, capacity: usize, len: usize, fill: T) -> 
 
 impl Nodes {
     /// A root that nothing is known of.
-    pub(crate) fn root(squares: bool, exact: bool) -> Self {
+    pub(crate) fn root(config: &Config) -> Self {
         let mut nodes = Self {
             parents: vec![NONE],
             firsts: vec![0],
@@ -98,13 +103,26 @@ impl Nodes {
             flags: vec![0],
             ..Self::default()
         };
-        if squares {
+        if config.policy.needs_squares() {
             nodes.squares.push(0.0);
         }
-        if exact {
+        if config.win.is_some() {
             nodes.exact.push(0.0);
         }
+        if config.open() {
+            nodes.nexts.push(NONE);
+            nodes.actions.push(0);
+        }
+        if config.policy.branches() {
+            nodes.owns.push(0.0);
+        }
         nodes
+    }
+
+    /// The children of `node`, in the order in which they came.
+    #[must_use]
+    pub fn children(&self, node: usize) -> Children<'_> {
+        Children { at: self.firsts[node] as usize, left: self.counts[node], nexts: &self.nexts }
     }
 
     /// Number of nodes.
@@ -128,6 +146,8 @@ impl Nodes {
             + width(&self.exact)
             + width(&self.costs)
             + width(&self.actions)
+            + width(&self.nexts)
+            + width(&self.owns)
     }
 
     /// Room for `more` nodes beyond those there, in columns that together take `width` bytes a node.
@@ -207,6 +227,7 @@ impl Nodes {
         for node in 0..self.len() {
             let first = self.firsts[node] as usize;
             for i in 0..self.counts[node] as usize {
+                // Trees whose siblings are not side by side have the column from the beginning.
                 self.actions[first + i] = i as i32;
             }
         }
@@ -249,6 +270,24 @@ impl Nodes {
         }
         let parent = self.parents[node];
         if parent == NONE { 0 } else { node as i32 - self.firsts[parent as usize] as i32 }
+    }
+}
+
+/// Indices of siblings.
+#[derive(Debug, Clone)]
+pub struct Children<'a> {
+    at: usize,
+    left: u32,
+    nexts: &'a [u32],
+}
+
+impl Iterator for Children<'_> {
+    type Item = usize;
+    fn next(&mut self) -> Option<usize> {
+        self.left = self.left.checked_sub(1)?;
+        let child = self.at;
+        self.at = self.nexts.get(child).map_or(child + 1, |&next| next as usize);
+        Some(child)
     }
 }
 

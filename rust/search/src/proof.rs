@@ -41,9 +41,8 @@ impl Tree {
     /// The value that the children of `node` prove, as its own player sees it.
     fn implied(&self, node: usize) -> Option<f64> {
         let win = self.config.win?;
-        let first = self.nodes.firsts[node] as usize;
         let (mut best, mut all, mut any) = (f64::NEG_INFINITY, true, false);
-        for child in first..first + self.nodes.counts[node] as usize {
+        for child in self.nodes.children(node) {
             let flags = self.nodes.flags[child];
             if flags & flag::FORBIDDEN != 0 {
                 continue;

@@ -40,6 +40,9 @@ impl Tree {
             if nodes.counts[node] > 0 {
                 nodes.firsts[node] = ids[nodes.firsts[node] as usize];
             }
+            if !nodes.nexts.is_empty() && nodes.nexts[node] != NONE {
+                nodes.nexts[node] = if node == 0 { NONE } else { ids[nodes.nexts[node] as usize] };
+            }
         }
         self.become_root(own);
         Ok(())

@@ -37,6 +37,15 @@ impl Tree {
         if nodes.exact.is_empty() == config.win.is_some() {
             return Err(value("exact", "must be there exactly where there is a win"));
         }
+        if nodes.nexts.is_empty() == config.open() {
+            return Err(value("nexts", "must be there exactly where walks add children"));
+        }
+        if nodes.owns.is_empty() == config.policy.branches() {
+            return Err(value("owns", "must be there exactly where the policy needs them"));
+        }
+        if config.open() && nodes.actions.is_empty() {
+            return Err(value("actions", "must be there where walks add children"));
+        }
         nodes.check_room(0, nodes.width(), config.max_nodes, config.max_bytes)?;
         let widest = check_links(&nodes)?;
         check_numbers(&nodes)?;
@@ -75,7 +84,7 @@ fn check_lengths(nodes: &Nodes) -> Result<()> {
             })*
         };
     }
-    optional!(squares priors rewards exact costs actions);
+    optional!(squares priors rewards exact costs actions nexts owns);
     Ok(())
 }
 
@@ -86,20 +95,30 @@ fn check_links(nodes: &Nodes) -> Result<usize> {
         return Err(value("parents", "gives the root a parent"));
     }
     let (mut widest, mut linked) = (0, 0);
+    let mut seen = vec![false; len];
     for node in 0..len {
         let (first, count) = (nodes.firsts[node] as usize, nodes.counts[node] as usize);
         if count == 0 {
             continue;
         }
-        if first <= node || count > len - first.min(len) {
-            return Err(value("firsts", format!("and counts place the children of node {node} wrongly")));
+        let misplaced = || value("firsts", format!("and counts place the children of node {node} wrongly"));
+        if first <= node || count > len {
+            return Err(misplaced());
         }
         if nodes.flags[node] & flag::TERMINAL != 0 {
             return Err(value("flags", format!("has node {node} terminal, which has children")));
         }
-        // Each child names one parent: blocks that overlap cannot both be right.
-        if nodes.parents[first..first + count].iter().any(|&parent| parent as usize != node) {
-            return Err(value("parents", format!("does not give the children of node {node} back to it")));
+        for child in nodes.children(node) {
+            if child <= node || child >= len || seen[child] {
+                return Err(misplaced());
+            }
+            if nodes.parents[child] as usize != node {
+                return Err(value(
+                    "parents",
+                    format!("does not give the children of node {node} back to it"),
+                ));
+            }
+            seen[child] = true;
         }
         linked += count;
         widest = widest.max(count);
@@ -114,9 +133,8 @@ fn check_numbers(nodes: &Nodes) -> Result<()> {
     // The sum of as many of the largest returns, each a reward and a discounted return.
     let most = LARGEST * LARGEST.sqrt();
     for node in 0..nodes.len() {
-        let (first, count) = (nodes.firsts[node] as usize, nodes.counts[node] as usize);
         let mut below = 0_u64;
-        for child in first..first + count {
+        for child in nodes.children(node) {
             below += u64::from(nodes.visits[child]);
         }
         // A new root keeps visits from before it was expanded.
@@ -142,6 +160,9 @@ fn check_numbers(nodes: &Nodes) -> Result<()> {
         }
         if !nodes.exact.is_empty() && !within(nodes.exact[node], most) {
             return Err(value("exact", format!("has {} for node {node}", nodes.exact[node])));
+        }
+        if !nodes.owns.is_empty() && !within(nodes.owns[node], most) {
+            return Err(value("owns", format!("has {} for node {node}", nodes.owns[node])));
         }
         if !nodes.costs.is_empty() && !(0.0..=most).contains(&nodes.costs[node]) {
             return Err(value("costs", format!("has {} for node {node}", nodes.costs[node])));

@@ -117,18 +117,20 @@ pub(crate) fn score(
                 scores[i] = if n[i] > 0.0 { scores[i] } else { f64::INFINITY };
             }
         }
-        Policy::ThompsonGaussian { mean, strength, shape, scale: spread } => {
+        Policy::ThompsonGaussian { mean, strength, shape, scale: spread }
+        | Policy::BranchGaussian { mean, strength, shape, scale: spread } => {
             let prior = [mean, strength, shape, spread];
             for (i, score) in scores.iter_mut().enumerate() {
                 *score = gaussian(block, scale, i, prior, draws);
             }
         }
-        Policy::ThompsonBeta { alpha, beta } => {
+        Policy::ThompsonBeta { alpha, beta } | Policy::BranchBeta { alpha, beta } => {
             for (i, score) in scores.iter_mut().enumerate() {
                 let (told, under_way) = (f64::from(block.visits[i]), f64::from(block.waiting[i]));
-                // Rounding may leave a sum of ones a little above their number.
-                let failures = (told - block.sums[i]).max(0.0) + under_way;
-                *score = draws.beta(alpha + block.sums[i], beta + failures);
+                // Rounding may leave a sum a little outside what is possible.
+                let successes = block.sums[i].max(0.0);
+                let failures = (told - successes).max(0.0) + under_way;
+                *score = draws.beta(alpha + successes, beta + failures);
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::tree::{MAX_SIMULATIONS, Tree};
 use sensorium_core::{Float, Kernel, Simd};
 
 /// Walks to leaves that are handed out already, before a call gives up.
-const COLLISIONS: (usize, usize) = (8, 64);
+pub(crate) const COLLISIONS: (usize, usize) = (8, 64);
 
 /// Where a walk ends.
 enum End {
@@ -85,6 +85,9 @@ impl Tree {
         if self.nodes.flags[0] & flag::FAILED == 0 {
             out.try_reserve(batch.min(self.nodes.len()))
                 .map_err(|_| Error::Memory("there is no memory for the leaves".into()))?;
+            if self.config.open() {
+                return self.select_open(batch, out);
+            }
             f64::dispatch(Walks { tree: self, batch, out });
         }
         if batch > 0 && out.is_empty() && self.nodes.flags[0] & flag::FAILED != 0 {

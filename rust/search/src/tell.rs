@@ -58,6 +58,9 @@ impl Tree {
                 g = self.known(leaf);
             }
             self.nodes.flags[leaf] &= !flag::WAITING;
+            if !self.nodes.owns.is_empty() && self.nodes.visits[leaf] == 0 {
+                self.nodes.owns[leaf] = g;
+            }
             self.add(leaf, g, 1);
             if let Some(costs) = costs {
                 let mut node = leaf as u32;

@@ -3,7 +3,9 @@
 use crate::config::Config;
 use crate::error::{Result, value};
 use crate::nodes::{NONE, Nodes, flag};
+use crate::open::Family;
 use crate::random::Draws;
+use sensorium_core::error::check_len;
 
 /// The most simulations of a tree: counts stay exact as 32-bit integers with a sign.
 pub const MAX_SIMULATIONS: usize = i32::MAX as usize;
@@ -26,6 +28,8 @@ pub struct Tree {
     pub(crate) scratch: Vec<f64>,
     /// Scratch of a call: leaves that were met twice.
     pub(crate) collided: Vec<u32>,
+    /// Scratch: what is known of siblings that do not lie side by side.
+    pub(crate) family: Family,
 }
 
 impl Tree {
@@ -35,7 +39,7 @@ impl Tree {
     /// Where a setting is out of range.
     pub fn new(config: Config) -> Result<Self> {
         config.check()?;
-        let nodes = Nodes::root(config.policy.needs_squares(), config.win.is_some());
+        let nodes = Nodes::root(&config);
         nodes.check_room(0, nodes.width(), config.max_nodes, config.max_bytes)?;
         Ok(Self {
             config,
@@ -48,6 +52,7 @@ impl Tree {
             scores: Vec::new(),
             scratch: Vec::new(),
             collided: Vec::new(),
+            family: Family::default(),
         })
     }
 
@@ -103,10 +108,9 @@ impl Tree {
     #[must_use]
     pub fn best_child(&self, node: usize) -> u32 {
         let nodes = &self.nodes;
-        let first = nodes.firsts[node] as usize;
         let mean = |child: usize| nodes.sums[child] / f64::from(nodes.visits[child].max(1));
         let (mut most, mut proven) = (None, None);
-        for child in first..first + nodes.counts[node] as usize {
+        for child in nodes.children(node) {
             let flags = nodes.flags[child];
             if flags & flag::BARRED != 0 {
                 continue;
@@ -167,6 +171,28 @@ impl Tree {
         }
         path.reverse();
         Ok(path)
+    }
+
+    /// Numbers the actions that lead to `ids`.
+    ///
+    /// # Errors
+    /// Where there is no such node, one is the root, or memory does not suffice.
+    pub fn name(&mut self, ids: &[i64], actions: &[i32]) -> Result<()> {
+        check_len("actions", actions, ids.len())?;
+        for &id in ids {
+            if self.check_id("nodes", id)? == 0 {
+                return Err(value("nodes", "names the root, which no action leads to"));
+            }
+        }
+        if self.nodes.actions.is_empty() {
+            let width = self.nodes.width() + size_of::<i32>();
+            self.nodes.check_room(0, width, self.config.max_nodes, self.config.max_bytes)?;
+            self.nodes.begin_actions()?;
+        }
+        for (&id, &action) in ids.iter().zip(actions) {
+            self.nodes.actions[id as usize] = action;
+        }
+        Ok(())
     }
 
     /// Allows or forbids the actions that lead to `ids`.
