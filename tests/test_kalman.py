@@ -346,6 +346,33 @@ def test_low_rank_holds_no_array_of_the_square_of_the_width():
     assert np.isfinite(fused).all()
 
 
+FORMS = {
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "fortran": np.asfortranarray,
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
+    "broadcast": lambda a: np.broadcast_to(a, a.shape),  # read-only
+    "list": lambda a: a.tolist(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_in_memory_change_nothing(form):
+    rng = np.random.default_rng(5)
+    mu, cov, diag = rng.normal(size=(2, 3, 4)), random_cov(rng, (2, 3), 4), np.exp(rng.normal(size=(2, 3, 4)))
+    factors, mask, change = rng.normal(size=(2, 3, 4, 2)), rng.random((2, 3)) < 0.7, FORMS[form]
+    for function, arrays in (
+        (fuse_full, (mu, cov)),
+        (fuse_low_rank, (mu, diag, factors)),
+        (lambda m, c, **how: kalman_update(m[0], c[0], m[1], np.eye(4), c[1]), (mu, cov)),
+    ):
+        for one, two in zip(
+            function(*map(change, arrays), mask=change(mask)), function(*arrays, mask=mask), strict=True
+        ):
+            assert_array_equal(one, two)
+            assert one.dtype == np.float64
+
+
 def test_nan_in_a_mean_stays_in_its_row():
     mu, cov = np.zeros((2, 2, 2)), np.broadcast_to(np.eye(2), (2, 2, 2, 2))
     mu[1, 0, 1] = np.nan
