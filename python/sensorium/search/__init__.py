@@ -31,6 +31,7 @@ from .strategies import overturn_probability as overturn_probability
 from .strategies_adaptive import DepthLaw as DepthLaw
 from .strategies_adaptive import adaptive as adaptive
 from .strategies_adaptive import fit_depth_law as fit_depth_law
+from .strategies_branching import ab_mcts as ab_mcts
 from .strategies_mcts import mcts as mcts
 from .strategies_revision import Contraction as Contraction
 from .strategies_revision import contraction_rate as contraction_rate
