@@ -32,7 +32,7 @@ const TASK_WORK: u64 = 1 << 22;
 ///
 /// # Errors
 /// [`Error::Dim`](sensorium_core::Error), `Len` or `Value` naming the argument.
-pub fn backward<E: Storage>(
+pub(crate) fn backward<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
     scoring: Scoring<'_>,

@@ -59,7 +59,7 @@ pub(crate) fn check<E: Storage>(
 /// # Errors
 /// [`Error::Dim`], [`Error::Len`] or [`Error::Value`] naming the argument.
 #[allow(clippy::needless_pass_by_value)] // A view to write is an exclusive borrow: the caller gives it away.
-pub fn forward<E: Storage>(
+pub(crate) fn forward<E: Storage>(
     dims: Dims,
     plans: &[&Plan],
     scoring: Scoring<'_>,

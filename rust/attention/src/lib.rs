@@ -6,8 +6,8 @@
 //! numbers is ever made, and the work grows with the number of visible pairs.
 //!
 //! What sees what is a [`Layout`]; a [`Plan`] is the layout, or a window of it, cut into blocks of queries, made once
-//! and used by every call of [`forward`] and [`backward`]. The tiles are described in `tile.rs`, the ladder of attempts in
-//! `forward.rs` and `backward.rs`.
+//! and used by every forward and backward pass of the [`AttentionKernels`]. The tiles are described in `tile.rs`, the
+//! ladder of attempts in `forward.rs` and `backward.rs`.
 
 // An index counts lanes or rows of several buffers at once; an iterator over one of them would hide the others.
 #![allow(clippy::needless_range_loop)]
@@ -18,6 +18,7 @@ mod carry;
 mod decode;
 mod dropout;
 mod forward;
+mod kernels;
 mod layout;
 mod pack;
 mod plan;
@@ -29,12 +30,11 @@ mod tile;
 mod view;
 mod visit;
 
-pub use backward::backward;
-pub use decode::{Tokens, decode};
+pub use decode::Tokens;
 pub use dropout::Dropout;
-pub use forward::forward;
+pub use kernels::AttentionKernels;
 pub use layout::{Inner, Layout, Sample, Segment};
 pub use plan::Plan;
-pub use rotary::{Rotation, rotate};
+pub use rotary::Rotation;
 pub use score::Scoring;
 pub use view::{Dims, Strides, View, ViewMut};

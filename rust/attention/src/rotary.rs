@@ -180,7 +180,7 @@ pub(crate) unsafe fn turn_neighbours<E: Storage, F: Storage<Float = E::Float>, S
 /// # Errors
 /// [`Error::Dim`] or [`Error::Value`] naming the argument.
 #[allow(clippy::needless_pass_by_value)] // A view to write is an exclusive borrow: the caller gives it away.
-pub fn rotate<E: Storage>(
+pub(crate) fn rotate<E: Storage>(
     x: View<'_, E>,
     rotation: &Rotation<'_, E::Float>,
     inverse: bool,

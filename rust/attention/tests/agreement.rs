@@ -3,7 +3,7 @@
 #![allow(clippy::float_cmp)] // Equal infinities are equal; everything else is compared within a bound.
 
 use sensorium_attention::{
-    Dims, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut, backward, forward,
+    AttentionKernels, Dims, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut,
 };
 use sensorium_core::{Float, Level, isa, threads};
 use std::ops::Range;
@@ -61,7 +61,7 @@ struct Case<T> {
     scale: f64,
 }
 
-impl<T: Float> Case<T> {
+impl<T: Float + AttentionKernels> Case<T> {
     fn draw(seed: u64) -> Self {
         let mut random = Random(seed);
         let kv_heads = 1 + random.below(2);
@@ -113,7 +113,7 @@ impl<T: Float> Case<T> {
         let mut out = vec![nan; self.q.len()];
         let mut lse = vec![nan; qs[0] * qs[1] * qs[2]];
         let to = ViewMut::new("out", &mut out, qs, sq).unwrap();
-        forward(self.dims, &plans, scoring, q, k, v, to, &mut lse).unwrap();
+        T::attention_forward(self.dims, &plans, scoring, q, k, v, to, &mut lse).unwrap();
         let mut grads = [vec![nan; self.q.len()], vec![nan; self.k.len()], vec![nan; self.k.len()]];
         let [dq, dk, dv] = &mut grads;
         let to = [
@@ -122,7 +122,7 @@ impl<T: Float> Case<T> {
             ViewMut::new("dv", dv, ks, sk).unwrap(),
         ];
         let (g, o) = (view(&self.g, qs, sq), view(&out, qs, sq));
-        backward(self.dims, &plans, scoring, g, q, k, v, o, &lse, to).unwrap();
+        T::attention_backward(self.dims, &plans, scoring, g, q, k, v, o, &lse, to).unwrap();
         let [dq, dk, dv] = grads;
         [out, lse, dq, dk, dv]
     }
@@ -312,7 +312,8 @@ fn errors_name_the_argument() {
         let q = View::<f32>::new("q", &[], qs, Strides::contiguous(qs)).unwrap();
         let k = View::<f32>::new("k", &[], ks, Strides::contiguous(ks)).unwrap();
         let out = ViewMut::new("out", &mut [], qs, Strides::contiguous(qs)).unwrap();
-        forward(dims, &[&plan], Scoring::new(scale), q, k, k, out, &mut []).map_err(|e| e.to_string())
+        f32::attention_forward(dims, &[&plan], Scoring::new(scale), q, k, k, out, &mut [])
+            .map_err(|e| e.to_string())
     };
     assert_eq!(call(dims, qs, ks, 1.0).unwrap_err(), "k has H_kv=2, which does not divide H=3 of q");
     let dims = Dims { heads: 2, ..dims };
@@ -326,6 +327,6 @@ fn errors_name_the_argument() {
     assert_eq!(call(dims, qs, ks, 1.0), Ok(()));
     let q = View::<f32>::new("q", &[], qs, Strides::contiguous(qs)).unwrap();
     let out = ViewMut::new("out", &mut [], qs, Strides::contiguous(qs)).unwrap();
-    let three = forward(dims, &[&plan; 3], Scoring::new(1.0), q, q, q, out, &mut []);
+    let three = f32::attention_forward(dims, &[&plan; 3], Scoring::new(1.0), q, q, q, out, &mut []);
     assert_eq!(three.unwrap_err().to_string(), "layout has 3 plans, expected 1 or B=1");
 }

@@ -1,7 +1,7 @@
 //! Rotary embeddings against multiplication by complex numbers, in every storage, at every instruction-set level.
 #![allow(clippy::float_cmp)] // What is not turned stays as it is.
 
-use sensorium_attention::{Rotation, Strides, View, ViewMut, rotate};
+use sensorium_attention::{AttentionKernels, Rotation, Strides, View, ViewMut};
 use sensorium_core::{Bf16, F16, Float, Level, Storage, isa, threads};
 use std::sync::Mutex;
 
@@ -56,7 +56,7 @@ fn table<T: Float>(case: Case) -> Vec<T> {
 }
 
 /// `x`, and what comes of it.
-fn run<E: Storage>(case: Case) -> (Vec<E>, Vec<E>) {
+fn run<E: AttentionKernels>(case: Case) -> (Vec<E>, Vec<E>) {
     let [batch, heads, tokens, width] = case.shape;
     let row = width + case.gap;
     let strides = Strides { batch: heads * tokens * row, head: row, row: heads * row };
@@ -67,12 +67,12 @@ fn run<E: Storage>(case: Case) -> (Vec<E>, Vec<E>) {
     let rotation = Rotation::new(&table, [case.samples, tokens, case.pairs], case.neighbours).unwrap();
     let view = View::new("x", &x, case.shape, strides).unwrap();
     let to = ViewMut::new("out", &mut out, case.shape, strides).unwrap();
-    rotate(view, &rotation, case.inverse, to).unwrap();
+    E::rotate(view, &rotation, case.inverse, to).unwrap();
     (x, out)
 }
 
 /// `relative` is half a step of what is stored, `absolute` the same below the smallest normal number.
-fn check<E: Storage>(case: Case, relative: f64, absolute: f64) {
+fn check<E: AttentionKernels>(case: Case, relative: f64, absolute: f64) {
     let [batch, heads, tokens, width] = case.shape;
     let row = width + case.gap;
     let eps = E::Float::EPSILON.to_f64();
@@ -162,7 +162,7 @@ fn errors_name_the_argument() {
         let strides = Strides::contiguous(shape);
         let view = View::new("x", &x, shape, strides).unwrap();
         let to = ViewMut::new("out", &mut out, shape, strides).unwrap();
-        rotate(view, &rotation, false, to).map_err(|e| e.to_string())
+        f32::rotate(view, &rotation, false, to).map_err(|e| e.to_string())
     };
     assert_eq!(words([2, 1, 5, 6], [2, 5, 3]), Ok(()));
     assert_eq!(words([3, 1, 5, 6], [2, 5, 3]).unwrap_err(), "positions are of 2 samples, expected 1 or B=3");

@@ -1,8 +1,7 @@
 //! Half precision and rows turned on the way: the same bits as from tensors that were widened and turned before.
 
 use sensorium_attention::{
-    Dims, Inner, Layout, Plan, Rotation, Sample, Scoring, Segment, Strides, View, ViewMut, backward, forward,
-    rotate,
+    AttentionKernels, Dims, Inner, Layout, Plan, Rotation, Sample, Scoring, Segment, Strides, View, ViewMut,
 };
 use sensorium_core::{Bf16, F16, Float, Level, Storage, half, isa, threads};
 use std::sync::Mutex;
@@ -72,7 +71,7 @@ fn widened<E: Storage>(x: &[E]) -> Vec<E::Float> {
 }
 
 /// `x` turned whole, as rows from token `first` on.
-fn turned<T: Float>(
+fn turned<T: Float + AttentionKernels>(
     x: &[T],
     shape: [usize; 4],
     rotation: Option<(Rotation<'_, T>, usize)>,
@@ -88,13 +87,13 @@ fn turned<T: Float>(
         padded[at..at + rows * width].copy_from_slice(&x[head * rows * width..][..rows * width]);
     }
     let mut out = padded.clone();
-    rotate(view(&padded, longer), &rotation, inverse, view_mut(&mut out, longer)).unwrap();
+    T::rotate(view(&padded, longer), &rotation, inverse, view_mut(&mut out, longer)).unwrap();
     (0..batch * heads)
         .flat_map(|head| out[(head * (first + rows) + first) * width..][..rows * width].to_vec())
         .collect()
 }
 
-fn check<E: Storage>(case: Case, plans: &[&Plan], tokens: usize) {
+fn check<E: AttentionKernels<Float: AttentionKernels>>(case: Case, plans: &[&Plan], tokens: usize) {
     let Case { dims, offsets: [query, key], .. } = case;
     let (qs, ks) = (
         [dims.batch, dims.heads, dims.queries, dims.width],
@@ -111,7 +110,17 @@ fn check<E: Storage>(case: Case, plans: &[&Plan], tokens: usize) {
     let mut out = vec![E::default(); nq];
     let mut lse = vec![E::Float::ZERO; nq / dims.width];
     let (q_view, k_view) = (turn(view(&q, qs), rotation, query), turn(view(&k, ks), rotation, key));
-    forward(dims, plans, scoring, q_view, k_view, view(&v, ks), view_mut(&mut out, qs), &mut lse).unwrap();
+    E::attention_forward(
+        dims,
+        plans,
+        scoring,
+        q_view,
+        k_view,
+        view(&v, ks),
+        view_mut(&mut out, qs),
+        &mut lse,
+    )
+    .unwrap();
 
     let (wide_q, wide_k) = (
         turned(&widened(&q), qs, rotation.map(|r| (r, query)), false),
@@ -122,7 +131,7 @@ fn check<E: Storage>(case: Case, plans: &[&Plan], tokens: usize) {
     let mut wide_lse = vec![E::Float::ZERO; lse.len()];
     let wide = [view(&wide_q, qs), view(&wide_k, ks), view(&wide_v, ks)];
     let to = view_mut(&mut wide_out, qs);
-    forward(dims, plans, scoring, wide[0], wide[1], wide[2], to, &mut wide_lse).unwrap();
+    E::Float::attention_forward(dims, plans, scoring, wide[0], wide[1], wide[2], to, &mut wide_lse).unwrap();
     assert!(lse == wide_lse, "{case:?}");
     assert!(out == wide_out.iter().map(|&x| E::narrow(x)).collect::<Vec<E>>(), "{case:?}");
 
@@ -132,12 +141,12 @@ fn check<E: Storage>(case: Case, plans: &[&Plan], tokens: usize) {
     let (mut dq, mut dk, mut dv) = (vec![E::default(); nq], vec![E::default(); nk], vec![E::default(); nk]);
     let grads = [view_mut(&mut dq, qs), view_mut(&mut dk, ks), view_mut(&mut dv, ks)];
     let (g, o) = (view(&g, qs), view(&out, qs));
-    backward(dims, plans, scoring, g, q_view, k_view, view(&v, ks), o, &lse, grads).unwrap();
+    E::attention_backward(dims, plans, scoring, g, q_view, k_view, view(&v, ks), o, &lse, grads).unwrap();
     let zeros = |n| vec![E::Float::ZERO; n];
     let (mut wide_dq, mut wide_dk, mut wide_dv) = (zeros(nq), zeros(nk), zeros(nk));
     let grads = [view_mut(&mut wide_dq, qs), view_mut(&mut wide_dk, ks), view_mut(&mut wide_dv, ks)];
     let (g, o) = (view(&wide_g, qs), view(&wide_out, qs));
-    backward(dims, plans, scoring, g, wide[0], wide[1], wide[2], o, &lse, grads).unwrap();
+    E::Float::attention_backward(dims, plans, scoring, g, wide[0], wide[1], wide[2], o, &lse, grads).unwrap();
     let wide_dq = turned(&wide_dq, qs, rotation.map(|r| (r, query)), true);
     let wide_dk = turned(&wide_dk, ks, rotation.map(|r| (r, key)), true);
     for (name, got, want) in [("dq", dq, wide_dq), ("dk", dk, wide_dk), ("dv", dv, wide_dv)] {

@@ -1,5 +1,6 @@
 //! The two element types that kernels are written over.
 
+use crate::gemm::Products;
 use crate::half::Storage;
 use crate::isa::{self, Kernel, Level};
 use crate::math::Coefficients;
@@ -28,6 +29,7 @@ pub trait Float:
     + Sum
     + Coefficients
     + Storage<Float = Self>
+    + Products
     + 'static
 {
     /// Zero.

@@ -7,6 +7,7 @@ pub mod error;
 pub mod float;
 pub mod gemm;
 pub mod half;
+mod instances;
 pub mod isa;
 pub mod math;
 pub mod rng;

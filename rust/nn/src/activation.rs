@@ -29,7 +29,7 @@ pub enum Activation {
 ///
 /// # Errors
 /// Where lengths differ.
-pub fn forward<T: Float>(act: Activation, x: &[T], y: &mut [T]) -> Result<()> {
+pub(crate) fn forward<T: Float>(act: Activation, x: &[T], y: &mut [T]) -> Result<()> {
     check_len("y", y, x.len())?;
     for_each_block(y, BLOCK, BLOCK * WORK, |i, y| {
         let x = &x[i * BLOCK..i * BLOCK + y.len()];
@@ -42,7 +42,7 @@ pub fn forward<T: Float>(act: Activation, x: &[T], y: &mut [T]) -> Result<()> {
 ///
 /// # Errors
 /// Where lengths differ.
-pub fn backward<T: Float>(act: Activation, grad: &[T], x: &[T], dx: &mut [T]) -> Result<()> {
+pub(crate) fn backward<T: Float>(act: Activation, grad: &[T], x: &[T], dx: &mut [T]) -> Result<()> {
     check_len("grad", grad, x.len())?;
     check_len("dx", dx, x.len())?;
     for_each_block(dx, BLOCK, BLOCK * WORK, |i, dx| {

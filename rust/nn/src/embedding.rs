@@ -34,7 +34,7 @@ fn check(dims: Dims, indices: &[i64]) -> Result<()> {
 ///
 /// # Errors
 /// Where a length does not fit `dims`, or an index is out of range.
-pub fn forward<T: Float>(dims: Dims, table: &[T], indices: &[i64], out: &mut [T]) -> Result<()> {
+pub(crate) fn forward<T: Float>(dims: Dims, table: &[T], indices: &[i64], out: &mut [T]) -> Result<()> {
     let Dims { v, d, n } = dims;
     check(dims, indices)?;
     check_len("table", table, product("table", &[v, d])?)?;
@@ -54,7 +54,7 @@ pub fn forward<T: Float>(dims: Dims, table: &[T], indices: &[i64], out: &mut [T]
 ///
 /// # Errors
 /// Where a length does not fit `dims`, or an index is out of range.
-pub fn backward<T: Float>(dims: Dims, grad: &[T], indices: &[i64], dtable: &mut [T]) -> Result<()> {
+pub(crate) fn backward<T: Float>(dims: Dims, grad: &[T], indices: &[i64], dtable: &mut [T]) -> Result<()> {
     let Dims { v, d, n } = dims;
     check(dims, indices)?;
     check_len("grad", grad, product("grad", &[n, d])?)?;

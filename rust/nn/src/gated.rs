@@ -47,7 +47,7 @@ impl Dims {
 ///
 /// # Errors
 /// Where a length does not fit `dims`, or the groups do not divide the width.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     dims: Dims,
     x: &[T],
     z: &[T],
@@ -107,7 +107,7 @@ impl<T: Float> Kernel<T> for Forward<'_, T> {
 ///
 /// # Errors
 /// Where a length does not fit `dims`, or the groups do not divide the width.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     grad: &[T],
     x: &[T],

@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod embedding;
 pub mod gated;
+mod kernels;
 pub mod linear;
 pub mod loss;
 pub mod norm;
@@ -14,3 +15,4 @@ pub mod optim;
 mod vector;
 
 pub use activation::Activation;
+pub use kernels::{LinearKernels, NnKernels};

@@ -10,9 +10,9 @@
 use crate::activation::{self, Activation};
 use crate::vector::{column_sums, load, store};
 use sensorium_core::error::{check_len, product};
-use sensorium_core::gemm::{self, MatRef};
+use sensorium_core::gemm::{self, MatRef, Products};
 use sensorium_core::threads::Disjoint;
-use sensorium_core::{Float, Kernel, Result, Simd, Storage};
+use sensorium_core::{Float, Kernel, Result, Simd};
 use std::ops::Range;
 
 /// Sizes of `x (m, k)` and `W (k, n)`.
@@ -50,7 +50,7 @@ pub struct Weight<'a, E> {
 ///
 /// # Errors
 /// Where a length does not fit `dims`.
-pub fn forward<T: Float, E: Storage<Float = T>>(
+pub(crate) fn forward<T: Float, E: Products<Float = T>>(
     dims: Dims,
     x: &[T],
     weight: Weight<'_, E>,
@@ -83,7 +83,7 @@ pub fn forward<T: Float, E: Storage<Float = T>>(
         });
     };
     if m <= gemm::FEW_ROWS && (weight.transposed || !E::IS_FLOAT) {
-        gemm::few_rows(sizes, x, weight.data, weight.transposed, out)?;
+        E::few_rows(sizes, x, weight.data, weight.transposed, out)?;
         if !plain {
             epilogue(0..m, out);
         }
@@ -145,7 +145,7 @@ impl<T: Float> Kernel<T> for After<'_, T> {
 ///
 /// # Errors
 /// Where a length does not fit `dims`.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     dp: &[T],
     x: &[T],

@@ -54,7 +54,7 @@ fn check<T: Float>(
 /// # Errors
 /// Where a length does not fit `dims`, a weight is negative or not finite, or a target of a position with
 /// weight is no class.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     dims: Dims,
     logits: &[T],
     targets: &[i64],
@@ -131,7 +131,7 @@ fn log_sum_exp<T: Float, S: Simd<T>>(s: S, row: &[T]) -> T {
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     grad: f64,
     logits: &[T],

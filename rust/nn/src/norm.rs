@@ -36,7 +36,7 @@ pub struct Stats<M, R> {
 ///
 /// # Errors
 /// Where a length does not fit `dims`.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     dims: Dims,
     x: &[T],
     weight: &[T],
@@ -149,7 +149,7 @@ fn moments<T: Float, S: Simd<T>>(s: S, x: &[T], centre: T) -> (T, T) {
 ///
 /// # Errors
 /// Where a length does not fit `dims`.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     grad: &[T],
     x: &[T],

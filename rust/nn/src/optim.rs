@@ -58,7 +58,7 @@ fn chunks(lens: impl Iterator<Item = usize>) -> Vec<(usize, std::ops::Range<usiz
 ///
 /// # Errors
 /// Where lengths within a leaf differ.
-pub fn adamw<T: Float>(leaves: &mut [Leaf<'_, T>], how: AdamW) -> Result<()> {
+pub(crate) fn adamw<T: Float>(leaves: &mut [Leaf<'_, T>], how: AdamW) -> Result<()> {
     for leaf in &*leaves {
         check_len("grads", leaf.grad, leaf.param.len())?;
         check_len("state m", leaf.m, leaf.param.len())?;
@@ -126,7 +126,7 @@ impl<T: Float> Kernel<T> for Step<'_, T> {
 /// Sum of squares of all elements, in double precision: within a chunk in vectors of partial sums of 1024
 /// elements, then chunk by chunk in order.
 #[must_use]
-pub fn sum_of_squares<T: Float>(arrays: &[&[T]]) -> f64 {
+pub(crate) fn sum_of_squares<T: Float>(arrays: &[&[T]]) -> f64 {
     let list = chunks(arrays.iter().map(|a| a.len()));
     let mut partials = vec![0.0_f64; list.len()];
     let parts = Disjoint::new(&mut partials);
@@ -160,7 +160,7 @@ impl<T: Float> Kernel<T> for Squares<'_, T> {
 }
 
 /// Multiplies every element by `factor`.
-pub fn scale<T: Float>(arrays: &mut [&mut [T]], factor: T) {
+pub(crate) fn scale<T: Float>(arrays: &mut [&mut [T]], factor: T) {
     let list = chunks(arrays.iter().map(|a| a.len()));
     let shared: Vec<_> = arrays.iter_mut().map(|a| Disjoint::new(a)).collect();
     for_each(list.len(), CHUNK, |i| {
@@ -176,7 +176,7 @@ pub fn scale<T: Float>(arrays: &mut [&mut [T]], factor: T) {
 ///
 /// # Errors
 /// Where lengths within a pair differ.
-pub fn running_mean<T: Float>(pairs: &mut [(&mut [T], &[T])], decay: f64) -> Result<()> {
+pub(crate) fn running_mean<T: Float>(pairs: &mut [(&mut [T], &[T])], decay: f64) -> Result<()> {
     for (mean, value) in &*pairs {
         check_len("params", value, mean.len())?;
     }

@@ -7,7 +7,7 @@ use crate::tensor::{Held, Tensor, TensorMut, by_storage};
 use numpy::{Element, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use sensorium_attention::{
-    self as attention, Dims, Dropout, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut,
+    Dims, Dropout, Inner, Layout, Plan, Sample, Scoring, Segment, Strides, View, ViewMut,
 };
 use sensorium_core::Float;
 use std::ops::Range;
@@ -260,7 +260,7 @@ fn forward<E: Held>(
     let plans = plans(call.layouts, dims, call.offsets)?;
     let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
     let scoring = call.scoring;
-    door::run(call.py, || attention::forward(dims, &plans, scoring, q, k, v, out, lse))
+    door::run(call.py, || E::attention_forward(dims, &plans, scoring, q, k, v, out, lse))
 }
 
 /// The three tensors of a packed `(B, N, 3, H, D)` array, which interleave without sharing an element.
@@ -322,7 +322,9 @@ fn backward<E: Held>(
     let plans: Vec<&Plan> = plans.iter().map(|plan| &**plan).collect();
     let scoring = call.scoring;
     let run = |grads| {
-        door::run(call.py, || attention::backward(dims, &plans, scoring, grad_out, q, k, v, out, lse, grads))
+        door::run(call.py, || {
+            E::attention_backward(dims, &plans, scoring, grad_out, q, k, v, out, lse, grads)
+        })
     };
     match grads {
         [dq, dk, dv] => {

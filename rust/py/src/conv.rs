@@ -5,7 +5,8 @@ use crate::door::{self, ArgumentError, DTypeError, ShapeError};
 use crate::packing::sequences;
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
-use sensorium_scan::conv::{self, Dims, Grads, Inputs, Rows};
+use sensorium_scan::ScanKernels;
+use sensorium_scan::conv::{Dims, Grads, Inputs, Rows};
 
 type Array<'py> = Bound<'py, PyAny>;
 type Maybe<'py> = Option<Bound<'py, PyAny>>;
@@ -100,7 +101,7 @@ pub(crate) fn causal_conv1d<'py>(
             silu,
         };
         let (ys, lasts) = (y.as_slice_mut(), last.as_mut().map(Output::as_slice_mut));
-        door::run(py, || conv::forward(dims, &sequences, inputs, ys, lasts))?;
+        door::run(py, || T::conv_forward(dims, &sequences, inputs, ys, lasts))?;
         Ok((y.into_any(), last.map(Output::into_any)))
     })
 }
@@ -145,7 +146,7 @@ pub(crate) fn causal_conv1d_backward<'py>(
             bias: dbias.as_mut().map(Output::as_slice_mut),
             initial: dinitial.as_mut().map(Output::as_slice_mut),
         };
-        door::run(py, || conv::backward(dims, &sequences, inputs, gs, lasts, grads))?;
+        door::run(py, || T::conv_backward(dims, &sequences, inputs, gs, lasts, grads))?;
         let (dbias, dinitial) = (dbias.map(Output::into_any), dinitial.map(Output::into_any));
         Ok((dx.into_any(), dweight.into_any(), dbias, dinitial))
     })
@@ -169,7 +170,7 @@ pub(crate) fn causal_conv1d_update<'py>(
         let dims = Dims { batch, width, length: 1, taps: weight.shape()[1], channels_last: false };
         let (xs, ws, ss) = (x.as_slice(), weight.as_slice(), state.as_slice_mut());
         let (bs, ys) = (bias.as_ref().map(Input::as_slice), y.as_slice_mut());
-        door::run(py, || conv::update(dims, xs, ss, ws, bs, silu, ys))?;
+        door::run(py, || T::conv_update(dims, xs, ss, ws, bs, silu, ys))?;
         Ok(y.into_any())
     })
 }

@@ -5,7 +5,8 @@ use crate::door;
 use pyo3::prelude::*;
 use pyo3::types::PyAny;
 use sensorium_core::gemm::{self, Dims, MatRef};
-use sensorium_core::{Error, Float, Kernel, Simd, error, math, threads};
+use sensorium_core::math::Elementary;
+use sensorium_core::{Error, Float, error};
 
 type Array<'py> = Bound<'py, PyAny>;
 
@@ -48,40 +49,6 @@ pub(crate) fn matmul<'py>(
     })
 }
 
-/// Elements of a task of [`elementary`]: some microseconds of work.
-const BLOCK: usize = 1 << 13;
-/// Work of an element, in floating-point operations.
-const OPERATIONS: usize = 20;
-
-/// The function `name` of `sensorium_core::math` over a block.
-struct Elementary<'a, T> {
-    name: &'a str,
-    x: &'a [T],
-    out: &'a mut [T],
-}
-
-impl<T: Float> Kernel<T> for Elementary<'_, T> {
-    type Output = Result<(), Error>;
-    #[inline(always)]
-    fn run<S: Simd<T>>(self, s: S) -> Self::Output {
-        let Self { name, x, out } = self;
-        macro_rules! functions {
-            ($($f:ident),*) => {
-                match name {
-                    $(stringify!($f) => math::map(s, x, out, #[inline(always)] |v| math::$f(s, v)),)*
-                    _ => {
-                        let known = [$(stringify!($f)),*].join(", ");
-                        let what = format!("must be one of {known}, not {name:?}");
-                        return Err(Error::Value { arg: "name", what });
-                    }
-                }
-            };
-        }
-        functions!(exp, exp_nonpositive, exp2, exp2_nonpositive, log, log1p, sigmoid, softplus, tanh);
-        Ok(())
-    }
-}
-
 /// The elementary function `name`, element by element.
 #[pyfunction]
 pub(crate) fn elementary<'py>(py: Python<'py>, x: Array<'py>, name: &str) -> PyResult<Array<'py>> {
@@ -89,15 +56,7 @@ pub(crate) fn elementary<'py>(py: Python<'py>, x: Array<'py>, name: &str) -> PyR
         let x = Input::<T>::new("x", &x)?;
         let mut out = Output::<T>::new(py, x.shape());
         let (xs, ys) = (x.as_slice(), out.as_slice_mut());
-        door::run(py, || {
-            // An unknown name is found before the threads start.
-            T::dispatch(Elementary::<T> { name, x: &[], out: &mut [] })?;
-            threads::for_each_block(ys, BLOCK, BLOCK * OPERATIONS, |i, out| {
-                let x = &xs[i * BLOCK..i * BLOCK + out.len()];
-                T::dispatch(Elementary { name, x, out }).expect("a known name");
-            });
-            Ok(())
-        })?;
+        door::run(py, || T::elementary(name, xs, ys))?;
         Ok(out.into_any())
     })
 }

@@ -6,11 +6,24 @@ use crate::door::{self, ShapeError};
 use crate::tensor::{Held, Tensor, TensorMut, by_storage};
 use numpy::Element;
 use pyo3::prelude::*;
-use sensorium_attention::{self as attention, Scoring, Tokens};
-use sensorium_core::Storage;
+use sensorium_attention::{AttentionKernels, Dims, Scoring, Tokens, View, ViewMut};
+use sensorium_core::{Result, Storage};
+
+/// The kernel for queries of `Q` and a cache of `E`.
+type Decode<E, Q> = fn(
+    Dims,
+    &[Tokens<'_>],
+    Scoring<'_>,
+    View<'_, Q>,
+    View<'_, E>,
+    View<'_, E>,
+    ViewMut<'_, Q>,
+    &mut [<E as Storage>::Float],
+) -> Result<()>;
 
 fn run<E: Held, Q: Held<Float = E::Float>>(
     py: Python<'_>,
+    decode: Decode<E, Q>,
     tokens: &[Tokens<'_>],
     [q, k, v, out, lse]: [&Bound<'_, PyAny>; 5],
     scoring: Scoring<'_>,
@@ -23,7 +36,7 @@ where
     let mut lse = InOut::<<E as Storage>::Float>::new("lse", lse)?;
     let (dims, q, k, v) = (dims(q.shape, k.shape), q.view(), k.view(), v.view());
     let (out, lse) = (out.view(), lse.as_slice_mut());
-    door::run(py, || attention::decode(dims, tokens, scoring, q, k, v, out, lse))
+    door::run(py, || decode(dims, tokens, scoring, q, k, v, out, lse))
 }
 
 /// Writes `out` and `lse`. There is no layout, one for all samples, or one for each; `lengths`, `starts` and `counts`
@@ -58,8 +71,8 @@ pub(crate) fn attention_decode(
     let (arrays, scoring) = ([q, k, v, out, lse], scoring_of(&scoring));
     let wide = half.is_some() && is_f32(q);
     by_storage!(k, half, E => if wide {
-        run::<E, <E as Storage>::Float>(py, &tokens, arrays, scoring)
+        run(py, E::attention_decode_wide, &tokens, arrays, scoring)
     } else {
-        run::<E, E>(py, &tokens, arrays, scoring)
+        run(py, E::attention_decode, &tokens, arrays, scoring)
     })
 }

@@ -5,7 +5,8 @@ use crate::conv::optional;
 use crate::door;
 use crate::packing::sequences;
 use pyo3::prelude::*;
-use sensorium_scan::linear::{self, Dims, Grads};
+use sensorium_scan::ScanKernels;
+use sensorium_scan::linear::{Dims, Grads};
 
 type Array<'py> = Bound<'py, PyAny>;
 type Maybe<'py> = Option<Bound<'py, PyAny>>;
@@ -38,7 +39,7 @@ pub(crate) fn linear_scan<'py>(
         let mut last = keep_last.then(|| Output::<T>::new(py, &[sequences.states(), dims.width]));
         let (gates, xs, starts) = (a.as_slice(), x.as_slice(), initial.as_ref().map(Input::as_slice));
         let (hs, lasts) = (h.as_slice_mut(), last.as_mut().map(Output::as_slice_mut));
-        door::run(py, || linear::forward(dims, &sequences, gates, xs, starts, hs, lasts))?;
+        door::run(py, || T::linear_scan_forward(dims, &sequences, gates, xs, starts, hs, lasts))?;
         Ok((h.into_any(), last.map(Output::into_any)))
     })
 }
@@ -73,7 +74,7 @@ pub(crate) fn linear_scan_backward<'py>(
             x: dx.as_slice_mut(),
             initial: dinitial.as_mut().map(Output::as_slice_mut),
         };
-        door::run(py, || linear::backward(dims, &sequences, gates, hs, starts, gs, lasts, grads))?;
+        door::run(py, || T::linear_scan_backward(dims, &sequences, gates, hs, starts, gs, lasts, grads))?;
         Ok((da.into_any(), dx.into_any(), dinitial.map(Output::into_any)))
     })
 }

@@ -7,8 +7,7 @@ use numpy::Element;
 use pyo3::prelude::*;
 use pyo3::types::PyAny;
 use sensorium_core::{Error, Float, Storage};
-use sensorium_nn as nn;
-use sensorium_nn::Activation;
+use sensorium_nn::{self as nn, Activation, NnKernels};
 
 type Array<'py> = Bound<'py, PyAny>;
 type Maybe<'py> = Option<Bound<'py, PyAny>>;
@@ -60,7 +59,7 @@ pub(crate) fn norm<'py>(
         let ms = mean.as_mut().map(Output::as_slice_mut);
         let eps = T::from_f64(eps);
         door::run(py, || {
-            nn::norm::forward(nn::norm::Dims { rows, d }, xs, ws, bs, eps, ys, nn::norm::Stats { mean: ms, rstd: rs })
+            T::norm_forward(nn::norm::Dims { rows, d }, xs, ws, bs, eps, ys, nn::norm::Stats { mean: ms, rstd: rs })
         })?;
         Ok((y.into_any(), mean.map(Output::into_any), rstd.into_any()))
     })
@@ -93,7 +92,7 @@ pub(crate) fn norm_backward<'py>(
         let (dxs, dws) = (dx.as_slice_mut(), dweight.as_slice_mut());
         let dbs = dbias.as_mut().map(Output::as_slice_mut);
         door::run(py, || {
-            nn::norm::backward(nn::norm::Dims { rows, d }, gs, xs, ws, stats, around, dxs, dws, dbs)
+            T::norm_backward(nn::norm::Dims { rows, d }, gs, xs, ws, stats, around, dxs, dws, dbs)
         })?;
         Ok((dx.into_any(), dweight.into_any(), dbias.map(Output::into_any)))
     })
@@ -118,7 +117,7 @@ pub(crate) fn gated_norm<'py>(
         let (xs, zs, ws) = (x.as_slice(), z.as_slice(), weight.as_slice());
         let (ys, rs) = (y.as_slice_mut(), rstd.as_slice_mut());
         let dims = nn::gated::Dims { rows, d, groups };
-        door::run(py, || nn::gated::forward(dims, xs, zs, ws, T::from_f64(eps), ys, rs))?;
+        door::run(py, || T::gated_norm_forward(dims, xs, zs, ws, T::from_f64(eps), ys, rs))?;
         Ok((y.into_any(), rstd.into_any()))
     })
 }
@@ -145,7 +144,7 @@ pub(crate) fn gated_norm_backward<'py>(
         let (xs, zs, ws) = (x.as_slice(), z.as_slice(), weight.as_slice());
         let (dxs, dzs, dws) = (dx.as_slice_mut(), dz.as_slice_mut(), dweight.as_slice_mut());
         let dims = nn::gated::Dims { rows, d, groups };
-        door::run(py, || nn::gated::backward(dims, gs, xs, zs, ws, rs, dxs, dzs, dws))?;
+        door::run(py, || T::gated_norm_backward(dims, gs, xs, zs, ws, rs, dxs, dzs, dws))?;
         Ok((dx.into_any(), dz.into_any(), dweight.into_any()))
     })
 }
@@ -158,7 +157,7 @@ pub(crate) fn activate<'py>(py: Python<'py>, x: Array<'py>, name: &str) -> PyRes
         let x = Input::<T>::new("x", &x)?;
         let mut y = Output::<T>::new(py, x.shape());
         let (xs, ys) = (x.as_slice(), y.as_slice_mut());
-        door::run(py, || nn::activation::forward(act, xs, ys))?;
+        door::run(py, || T::activate(act, xs, ys))?;
         Ok(y.into_any())
     })
 }
@@ -176,7 +175,7 @@ pub(crate) fn activate_backward<'py>(
         let (grad, x) = (Input::<T>::new("grad", &grad)?, Input::<T>::new("x", &x)?);
         let mut dx = Output::<T>::new(py, x.shape());
         let (gs, xs, ds) = (grad.as_slice(), x.as_slice(), dx.as_slice_mut());
-        door::run(py, || nn::activation::backward(act, gs, xs, ds))?;
+        door::run(py, || T::activate_backward(act, gs, xs, ds))?;
         Ok(dx.into_any())
     })
 }
@@ -231,7 +230,7 @@ where
         residual: residual.as_ref().map(Input::as_slice),
     };
     let ps = slope.as_mut().map(Output::as_slice_mut);
-    door::run(py, || nn::linear::forward(nn::linear::Dims { m, k, n }, xs, weight, after, ps, os))?;
+    door::run(py, || E::linear_forward(nn::linear::Dims { m, k, n }, xs, weight, after, ps, os))?;
     Ok((out.into_any(), slope.map(Output::into_any)))
 }
 
@@ -259,7 +258,7 @@ pub(crate) fn linear_backward<'py>(
         let (dxs, dws) = (dx.as_slice_mut(), dweight.as_slice_mut());
         let dbs = dbias.as_mut().map(Output::as_slice_mut);
         let qs = below.as_ref().map(Input::as_slice);
-        door::run(py, || nn::linear::backward(nn::linear::Dims { m, k, n }, gs, xs, ws, qs, dxs, dws, dbs))?;
+        door::run(py, || T::linear_backward(nn::linear::Dims { m, k, n }, gs, xs, ws, qs, dxs, dws, dbs))?;
         Ok((dx.into_any(), dweight.into_any(), dbias.map(Output::into_any)))
     })
 }
@@ -279,7 +278,7 @@ pub(crate) fn cross_entropy<'py>(
         let mut lse = Output::<T>::new(py, outer(logits.shape()));
         let (xs, ts, es) = (logits.as_slice(), targets.as_slice(), lse.as_slice_mut());
         let ws = weights.as_ref().map(Input::as_slice);
-        let value = door::run(py, || nn::loss::forward(nn::loss::Dims { rows, k }, xs, ts, ws, es))?;
+        let value = door::run(py, || T::cross_entropy_forward(nn::loss::Dims { rows, k }, xs, ts, ws, es))?;
         Ok((value, lse.into_any()))
     })
 }
@@ -302,7 +301,7 @@ pub(crate) fn cross_entropy_backward<'py>(
         let mut dlogits = Output::<T>::new(py, logits.shape());
         let (xs, ts, es) = (logits.as_slice(), targets.as_slice(), lse.as_slice());
         let (ws, ds) = (weights.as_ref().map(Input::as_slice), dlogits.as_slice_mut());
-        door::run(py, || nn::loss::backward(nn::loss::Dims { rows, k }, grad, xs, ts, ws, es, ds))?;
+        door::run(py, || T::cross_entropy_backward(nn::loss::Dims { rows, k }, grad, xs, ts, ws, es, ds))?;
         Ok(dlogits.into_any())
     })
 }
@@ -320,7 +319,7 @@ pub(crate) fn embedding<'py>(
         let n = indices.as_slice().len();
         let mut out = Output::<T>::new(py, &[indices.shape(), &[d]].concat());
         let (ts, is, os) = (table.as_slice(), indices.as_slice(), out.as_slice_mut());
-        door::run(py, || nn::embedding::forward(nn::embedding::Dims { v, d, n }, ts, is, os))?;
+        door::run(py, || T::embedding_forward(nn::embedding::Dims { v, d, n }, ts, is, os))?;
         Ok(out.into_any())
     })
 }
@@ -338,7 +337,7 @@ pub(crate) fn embedding_backward<'py>(
         let (n, d) = (indices.as_slice().len(), rows_of(grad.shape()).1);
         let mut dtable = Output::<T>::new(py, &[v, d]);
         let (gs, is, ds) = (grad.as_slice(), indices.as_slice(), dtable.as_slice_mut());
-        door::run(py, || nn::embedding::backward(nn::embedding::Dims { v, d, n }, gs, is, ds))?;
+        door::run(py, || T::embedding_backward(nn::embedding::Dims { v, d, n }, gs, is, ds))?;
         Ok(dtable.into_any())
     })
 }
@@ -384,7 +383,7 @@ pub(crate) fn adamw_step<'py>(
             .collect();
         let (beta1, beta2) = betas;
         let how = nn::optim::AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale };
-        door::run(py, || nn::optim::adamw(&mut leaves, how))
+        door::run(py, || T::adamw(&mut leaves, how))
     })
 }
 
@@ -395,7 +394,7 @@ pub(crate) fn global_norm<'py>(py: Python<'py>, arrays: Vec<Array<'py>>) -> PyRe
     by_dtype!(first, T => {
         let arrays = inputs::<T>("grads", &arrays)?;
         let slices: Vec<_> = arrays.iter().map(Input::as_slice).collect();
-        door::run(py, || Ok(nn::optim::sum_of_squares(&slices).sqrt()))
+        door::run(py, || Ok(T::sum_of_squares(&slices).sqrt()))
     })
 }
 
@@ -407,7 +406,7 @@ pub(crate) fn scale_arrays<'py>(py: Python<'py>, arrays: Vec<Array<'py>>, factor
         let mut arrays = updated::<T>("grads", &arrays)?;
         let mut slices: Vec<_> = arrays.iter_mut().map(InOut::as_slice_mut).collect();
         door::run(py, || {
-            nn::optim::scale(&mut slices, T::from_f64(factor));
+            T::scale(&mut slices, T::from_f64(factor));
             Ok(())
         })
     })
@@ -427,6 +426,6 @@ pub(crate) fn running_mean<'py>(
         let mut means = updated::<T>("ema", &means)?;
         let mut pairs: Vec<_> =
             means.iter_mut().zip(&values).map(|(m, v)| (m.as_slice_mut(), v.as_slice())).collect();
-        door::run(py, || nn::optim::running_mean(&mut pairs, decay))
+        door::run(py, || T::running_mean(&mut pairs, decay))
     })
 }

@@ -5,7 +5,7 @@ use crate::door::{self, ShapeError};
 use crate::tensor::{Held, Tensor, TensorMut, by_storage};
 use numpy::Element;
 use pyo3::prelude::*;
-use sensorium_attention::{Rotation, rotate};
+use sensorium_attention::Rotation;
 use sensorium_core::{Float, Storage};
 
 /// Cosines and sines by token, `(1 or B, N, 2, pairs)`, or `2 pairs` of neighbours.
@@ -42,7 +42,7 @@ fn run<E: Held>(
     let table = Table::<<E as Storage>::Float>::new(table, interleaved)?;
     let mut out = TensorMut::<E>::new("out", out)?;
     let (x, rotation, out) = (x.view(), table.rotation()?, out.view());
-    door::run(py, || rotate(x, &rotation, inverse, out))
+    door::run(py, || E::rotate(x, &rotation, inverse, out))
 }
 
 /// Writes `x (B, H, N, D)`, turned by the angles of a table, to `out`.

@@ -12,7 +12,7 @@ use sensorium_core::Float;
 use sensorium_scan::selective::{
     CoefficientGradient, Coefficients, Dims, Gradients, Inputs, Outputs, Shape, Step, Strides, View, ViewMut,
 };
-use sensorium_scan::{Sequences, selective};
+use sensorium_scan::{ScanKernels, Sequences, selective};
 
 type Array<'py> = Bound<'py, PyAny>;
 type Maybe<'py> = Option<Bound<'py, PyAny>>;
@@ -225,7 +225,7 @@ pub(crate) fn selective_scan<'py>(
             checkpoints: checkpoints.as_mut().map(Output::as_slice_mut),
         };
         let (dims, inputs, sequences) = (arguments.dims(), arguments.inputs(), &arguments.sequences);
-        door::run(py, || selective::forward(dims, sequences, &inputs, outputs))?;
+        door::run(py, || T::selective_forward(dims, sequences, &inputs, outputs))?;
         Ok((last.map(Output::into_any), checkpoints.map(Output::into_any)))
     })
 }
@@ -303,7 +303,7 @@ pub(crate) fn selective_scan_backward<'py>(
         };
         let (of_last, kept) = (grad_last.as_ref().map(Input::as_slice), checkpoints.as_ref().map(Input::as_slice));
         let (sequences, grad) = (&arguments.sequences, grad.view());
-        door::run(py, || selective::backward(dims, sequences, &inputs, grad, of_last, kept, gradients))?;
+        door::run(py, || T::selective_backward(dims, sequences, &inputs, grad, of_last, kept, gradients))?;
         Ok((
             [u, delta, a, b, c].map(Output::into_any),
             [d, z, delta_bias, initial].map(|gradient| gradient.map(Output::into_any)),
@@ -347,7 +347,7 @@ pub(crate) fn selective_state_update<'py>(
         };
         let dims = Dims { batch, channels, length: 1, states, groups };
         let (state, out) = (state.as_slice_mut(), y.as_slice_mut());
-        door::run(py, || selective::step(dims, state, &inputs, out))?;
+        door::run(py, || T::selective_step(dims, state, &inputs, out))?;
         Ok(y.into_any())
     })
 }

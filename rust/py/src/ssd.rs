@@ -7,6 +7,7 @@ use crate::tensor::{borrow, measure};
 use numpy::{Element, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use sensorium_core::Float;
+use sensorium_scan::ScanKernels;
 use sensorium_scan::ssd::{self, Dims, Grads, Inputs, Rows, Steps, Token, Upstream};
 
 type Array<'py> = Bound<'py, PyAny>;
@@ -155,7 +156,7 @@ pub(crate) fn ssd_forward<'py>(
         let inputs = given.inputs()?;
         let (y, last) = (out.as_slice_mut(), last.as_mut().map(InOut::as_slice_mut));
         let states = kept.as_mut().map(Output::as_slice_mut);
-        door::run(py, || ssd::forward(dims, &sequences, chunk, &inputs, y, last, states))?;
+        door::run(py, || T::ssd_forward(dims, &sequences, chunk, &inputs, y, last, states))?;
         Ok(kept.map(Output::into_any))
     })
 }
@@ -220,7 +221,7 @@ pub(crate) fn ssd_backward<'py>(
             last: grad_last.as_ref().map(Input::as_slice),
             checkpoints: kept.as_ref().map(Input::as_slice),
         };
-        door::run(py, || ssd::backward(dims, &sequences, packing.2, &inputs, upstream, grads))?;
+        door::run(py, || T::ssd_backward(dims, &sequences, packing.2, &inputs, upstream, grads))?;
         let any = |output: Option<Output<'py, T>>| output.map(Output::into_any);
         let five = (x.into_any(), dt.into_any(), a.into_any(), b.into_any(), c.into_any());
         Ok((five.0, five.1, five.2, five.3, five.4, any(skip), any(gate), any(bias), any(initial)))
@@ -268,7 +269,7 @@ pub(crate) fn ssd_step<'py>(
             gate: gate.as_ref().map(Input::as_slice),
         };
         let (state, out) = (state.as_slice_mut(), y.as_slice_mut());
-        door::run(py, || ssd::step(dims, &token, state, out))?;
+        door::run(py, || T::ssd_step(dims, &token, state, out))?;
         Ok(y.into_any())
     })
 }

@@ -8,11 +8,12 @@ use numpy::{
     Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
-use sensorium_attention::{Strides, View, ViewMut};
+use sensorium_attention::{AttentionKernels, Strides, View, ViewMut};
 use sensorium_core::{Bf16, F16, Storage};
+use sensorium_nn::LinearKernels;
 
 /// What a kernel stores, and what NumPy takes it for.
-pub(crate) trait Held: Storage<Float: Element> {
+pub(crate) trait Held: AttentionKernels + LinearKernels + Storage<Float: Element> {
     /// The same bits.
     type Element: Element;
     /// The same elements.

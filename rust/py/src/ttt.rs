@@ -6,6 +6,7 @@ use crate::tensor::{borrow, measure};
 use numpy::{Element, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::prelude::*;
 use sensorium_core::Float;
+use sensorium_scan::ScanKernels;
 use sensorium_scan::ttt::{self, Dims, Grads, Inputs, State, StateMut, View, ViewMut};
 
 type Array<'py> = Bound<'py, PyAny>;
@@ -177,7 +178,7 @@ pub(crate) fn ttt_forward<'py>(
             sums: sums.iter_mut().map(InOut::as_slice_mut).collect(),
         });
         let checkpoints = kept.as_mut().map(Output::as_slice_mut);
-        let position = door::run(py, || ttt::forward(inputs, y, state, checkpoints))?;
+        let position = door::run(py, || T::ttt_forward(inputs, y, state, checkpoints))?;
         Ok((position, kept.map(Output::into_any)))
     })
 }
@@ -242,7 +243,7 @@ pub(crate) fn ttt_backward<'py>(
         let last = grad_last.as_ref().map(|parts| parts.each_ref().map(|part| slices(part)));
         let last = last.as_ref().map(|[weights, sums]| State { weights, sums });
         let (grad, checkpoints) = (grad.view(), checkpoints.as_ref().map(Input::as_slice));
-        door::run(py, || ttt::backward(inputs, &grad, last, checkpoints, out))?;
+        door::run(py, || T::ttt_backward(inputs, &grad, last, checkpoints, out))?;
         let any = |parts: Vec<Output<'py, T>>| parts.into_iter().map(Output::into_any).collect();
         Ok((small.map(Output::into_any), scale.map(Output::into_any), (any(dweights), any(dsums))))
     })

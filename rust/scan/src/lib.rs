@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod conv;
+mod kernels;
 pub mod linear;
 mod scratch;
 pub mod selective;
@@ -15,4 +16,5 @@ mod sequences;
 pub mod ssd;
 pub mod ttt;
 
+pub use kernels::ScanKernels;
 pub use sequences::{Sequence, Sequences};

@@ -1,11 +1,11 @@
 //! The selective scan against a loop over everything in `f64`, and its gradients against differences, at every level.
 
-use sensorium_core::{Float, Level, isa};
+use sensorium_core::{Level, isa};
 use sensorium_scan::selective::{
     CoefficientGradient, Coefficients, Dims, Gradients, Inputs, Outputs, Step, Strides, View, ViewMut,
-    backward, checkpoints, forward, step,
+    checkpoints,
 };
-use sensorium_scan::{Sequences, selective};
+use sensorium_scan::{ScanKernels, Sequences, selective};
 use std::sync::{Mutex, MutexGuard};
 
 /// The level is the process's: tests that set it take turns.
@@ -113,7 +113,7 @@ struct Held<T> {
 }
 
 /// `(batch, token, group, feature)` to `(batch, group, feature, token)`.
-fn turned<T: Float>(x: &[f64], [batch, groups, tokens, features]: [usize; 4], last: bool) -> Vec<T> {
+fn turned<T: ScanKernels>(x: &[f64], [batch, groups, tokens, features]: [usize; 4], last: bool) -> Vec<T> {
     let mut out = vec![T::ZERO; x.len()];
     for b in 0..batch {
         for t in 0..tokens {
@@ -127,7 +127,11 @@ fn turned<T: Float>(x: &[f64], [batch, groups, tokens, features]: [usize; 4], la
     out
 }
 
-fn turned_back<T: Float>(x: &[T], [batch, groups, tokens, features]: [usize; 4], last: bool) -> Vec<f64> {
+fn turned_back<T: ScanKernels>(
+    x: &[T],
+    [batch, groups, tokens, features]: [usize; 4],
+    last: bool,
+) -> Vec<f64> {
     let mut out = vec![0.0; x.len()];
     for b in 0..batch {
         for t in 0..tokens {
@@ -145,7 +149,7 @@ fn strides(shape: [usize; 4], last: bool) -> Strides {
     if last { Strides::channels_last(shape) } else { Strides::channels_first(shape) }
 }
 
-impl<T: Float> Held<T> {
+impl<T: ScanKernels> Held<T> {
     fn new(case: &Case, last: bool) -> Self {
         let (inputs, coefficients) = (case.dims.inputs(), case.dims.coefficients());
         let plain = |x: &[f64]| x.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
@@ -210,7 +214,7 @@ impl<T: Float> Held<T> {
             last: Some(&mut last),
             checkpoints: Some(&mut kept),
         };
-        forward(dims, sequences, &self.inputs(), outputs).unwrap();
+        T::selective_forward(dims, sequences, &self.inputs(), outputs).unwrap();
         (turned_back(&y, shape, self.last), last.iter().map(|x| x.to_f64()).collect(), kept)
     }
 
@@ -243,8 +247,16 @@ impl<T: Float> Held<T> {
             initial: initial.as_deref_mut(),
         };
         let view = self.view(&grad, inputs);
-        backward(dims, &self.case.sequences, &self.inputs(), view, Some(&grad_last), kept, gradients)
-            .unwrap();
+        T::selective_backward(
+            dims,
+            &self.case.sequences,
+            &self.inputs(),
+            view,
+            Some(&grad_last),
+            kept,
+            gradients,
+        )
+        .unwrap();
         let plain = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let of =
             |x: &[T], constant| if constant { plain(x) } else { turned_back(x, coefficients, self.last) };
@@ -383,7 +395,7 @@ fn one_step_is_a_scan_of_one_token() {
             let mut y = vec![0.0; x.len()];
             let (d, z, delta_bias) = (d.as_deref(), z.as_deref(), delta_bias.as_deref());
             let inputs = Step { x, delta, a, b, c, d, z, delta_bias, softplus: true };
-            step(dims, &mut state, &inputs, &mut y).unwrap();
+            f32::selective_step(dims, &mut state, &inputs, &mut y).unwrap();
             let state: Vec<f64> = state.iter().map(|&x| f64::from(x)).collect();
             assert_eq!(state, want_state, "the same bits");
             let y: Vec<f64> = y.iter().map(|&x| f64::from(x)).collect();
@@ -397,13 +409,18 @@ fn sizes_are_checked() {
     let dims = Dims { batch: 1, channels: 3, length: 2, states: 4, groups: 2 };
     let case = Case::new(Dims { groups: 1, ..dims }, Sequences::whole(1, 2), (false, false), false, 1);
     let held = Held::<f32>::new(&case, true);
-    let error = forward(dims, &case.sequences, &held.inputs(), Outputs::default()).unwrap_err();
-    assert_eq!(error.to_string(), "B has G=2 groups, which do not divide D=3");
     let error =
-        forward(Dims { states: 5, groups: 1, ..dims }, &case.sequences, &held.inputs(), Outputs::default());
+        f32::selective_forward(dims, &case.sequences, &held.inputs(), Outputs::default()).unwrap_err();
+    assert_eq!(error.to_string(), "B has G=2 groups, which do not divide D=3");
+    let error = f32::selective_forward(
+        Dims { states: 5, groups: 1, ..dims },
+        &case.sequences,
+        &held.inputs(),
+        Outputs::default(),
+    );
     assert_eq!(error.unwrap_err().to_string(), "A has 12 elements, expected 15");
     let whole = Sequences::whole(1, 3);
-    let error = forward(case.dims, &whole, &held.inputs(), Outputs::default()).unwrap_err();
+    let error = f32::selective_forward(case.dims, &whole, &held.inputs(), Outputs::default()).unwrap_err();
     assert_eq!(error.to_string(), "sequences has L=3, expected L=2");
     assert_eq!(selective::checkpoints(&Sequences::whole(2, 129)), 4);
 }

@@ -1,8 +1,8 @@
 //! The chunked scan against the recurrence, token by token.
 
-use sensorium_core::{Float, Level, isa};
-use sensorium_scan::Sequences;
+use sensorium_core::{Level, isa};
 use sensorium_scan::ssd::{self, Dims, Grads, Inputs, Rows, Steps, Upstream};
+use sensorium_scan::{ScanKernels, Sequences};
 
 struct Case {
     dims: Dims,
@@ -40,7 +40,7 @@ fn case(dims: Dims, states: usize) -> Case {
     }
 }
 
-fn narrow<T: Float>(x: &[f64]) -> Vec<T> {
+fn narrow<T: ScanKernels>(x: &[f64]) -> Vec<T> {
     x.iter().map(|&x| T::from_f64(x)).collect()
 }
 
@@ -82,7 +82,7 @@ fn recurrence(case: &Case, sequences: &Sequences) -> (Vec<f64>, Vec<f64>) {
     (y, last)
 }
 
-fn check<T: Float>(dims: Dims, sequences: &Sequences, chunk: usize, error: f64) {
+fn check<T: ScanKernels>(dims: Dims, sequences: &Sequences, chunk: usize, error: f64) {
     let case = case(dims, sequences.states());
     let (want, want_last) = recurrence(&case, sequences);
     let all: Vec<Vec<T>> = [&case.x, &case.dt, &case.a, &case.b, &case.c, &case.d, &case.z, &case.initial]
@@ -105,7 +105,7 @@ fn check<T: Float>(dims: Dims, sequences: &Sequences, chunk: usize, error: f64) 
     };
     let mut y = vec![T::from_f64(f64::NAN); case.x.len()];
     let mut last = vec![T::from_f64(f64::NAN); case.initial.len()];
-    ssd::forward(dims, sequences, chunk, &inputs, &mut y, Some(&mut last), None).unwrap();
+    T::ssd_forward(dims, sequences, chunk, &inputs, &mut y, Some(&mut last), None).unwrap();
     let worst = |got: &[T], want: &[f64]| {
         got.iter().zip(want).map(|(g, w)| (g.to_f64() - w).abs()).fold(0.0, |a, b| if b <= a { a } else { b })
     };
@@ -115,7 +115,7 @@ fn check<T: Float>(dims: Dims, sequences: &Sequences, chunk: usize, error: f64) 
     // With `y` and the last states as gradients of themselves.
     let grad_y = Rows::contiguous("grad_out", &y, dims.tokens()).unwrap();
     let mut kept = vec![T::ZERO; ssd::checkpoints(dims, sequences, chunk).unwrap()];
-    ssd::forward(dims, sequences, chunk, &inputs, &mut y.clone(), None, Some(&mut kept)).unwrap();
+    T::ssd_forward(dims, sequences, chunk, &inputs, &mut y.clone(), None, Some(&mut kept)).unwrap();
     let wants = gradients(&case, sequences, &want, &want_last);
     for checkpoints in [None, Some(&kept[..])] {
         let upstream = Upstream { y: grad_y, last: Some(&last), checkpoints };
@@ -123,7 +123,7 @@ fn check<T: Float>(dims: Dims, sequences: &Sequences, chunk: usize, error: f64) 
         let [x, dt, a, b, c, skip, gate, initial] = &mut grads[..] else { unreachable!() };
         let (skip, gate, initial) = (Some(&mut skip[..]), Some(&mut gate[..]), Some(&mut initial[..]));
         let to = Grads { x, dt, a, b, c, skip, gate, bias: None, initial };
-        ssd::backward(dims, sequences, chunk, &inputs, upstream, to).unwrap();
+        T::ssd_backward(dims, sequences, chunk, &inputs, upstream, to).unwrap();
         for (i, (got, want)) in grads.iter().zip(&wants).enumerate() {
             let size = want.iter().fold(1.0_f64, |m, w| m.max(w.abs()));
             let e = worst(got, want);

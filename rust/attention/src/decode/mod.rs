@@ -55,7 +55,7 @@ pub struct Tokens<'a> {
 /// # Errors
 /// [`Error::Dim`], [`Error::Len`] or [`Error::Value`] naming the argument.
 #[allow(clippy::needless_pass_by_value)] // A view to write is an exclusive borrow: the caller gives it away.
-pub fn decode<E: Storage, Q: Storage<Float = E::Float>>(
+pub(crate) fn decode<E: Storage, Q: Storage<Float = E::Float>>(
     dims: Dims,
     tokens: &[Tokens<'_>],
     scoring: Scoring<'_>,

@@ -32,7 +32,7 @@ const STEPS: usize = 8;
 ///
 /// # Errors
 /// [`Error::Len`](crate::Error::Len) where a slice does not fit its sizes.
-pub fn few_rows<T: Float, E: Storage<Float = T>>(
+pub(crate) fn few_rows<T: Float, E: Storage<Float = T>>(
     dims: Dims,
     a: &[T],
     b: &[E],

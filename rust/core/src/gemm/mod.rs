@@ -51,12 +51,12 @@ mod scratch;
 mod tile;
 
 use crate::threads::{self, Disjoint};
-use crate::{Error, Float, Kernel, Result, Simd, Storage, isa};
+use crate::{Bf16, Error, F16, Float, Kernel, Result, Simd, Storage, isa};
 use block::Block;
 use scratch::Scratch;
 use std::ops::Range;
 
-pub use few::{FEW_ROWS, few_rows};
+pub use few::FEW_ROWS;
 pub use plan::{PackB, Plan};
 pub use tile::{VECTORS, rows, tile};
 
@@ -115,14 +115,14 @@ impl<'a, T> MatRef<'a, T> {
 ///
 /// # Errors
 /// [`Error::Len`] where a slice does not fit its sizes.
-pub fn gemm<T: Float, E: Storage<Float = T>>(
+pub fn gemm<E: Products>(
     dims: Dims,
-    a: MatRef<'_, T>,
+    a: MatRef<'_, E::Float>,
     b: MatRef<'_, E>,
-    beta: T,
-    out: &mut [T],
+    beta: E::Float,
+    out: &mut [E::Float],
 ) -> Result<()> {
-    product(dims, a, b, beta, out, None, None)
+    E::product(dims, a, b, beta, out, None, None)
 }
 
 /// [`gemm`] that hands every block of finished rows to `epilogue` while it is in cache: the indices of the rows
@@ -130,31 +130,56 @@ pub fn gemm<T: Float, E: Storage<Float = T>>(
 ///
 /// # Errors
 /// [`Error::Len`] where a slice does not fit its sizes.
-pub fn gemm_with<T: Float, E: Storage<Float = T>>(
+pub fn gemm_with<E: Products>(
     dims: Dims,
-    a: MatRef<'_, T>,
+    a: MatRef<'_, E::Float>,
     b: MatRef<'_, E>,
-    beta: T,
-    out: &mut [T],
-    epilogue: impl Fn(Range<usize>, &mut [T]) + Sync,
+    beta: E::Float,
+    out: &mut [E::Float],
+    epilogue: impl Fn(Range<usize>, &mut [E::Float]) + Sync,
 ) -> Result<()> {
-    product(dims, a, b, beta, out, None, Some(&epilogue))
+    E::product(dims, a, b, beta, out, None, Some(&epilogue))
 }
 
 /// What is done with a block of finished rows.
-type Epilogue<'a, T> = &'a (dyn Fn(Range<usize>, &mut [T]) + Sync);
+pub type Epilogue<'a, T> = &'a (dyn Fn(Range<usize>, &mut [T]) + Sync);
+
+crate::instances! {
+    /// Products with a matrix of this type on the right.
+    pub trait Products: Storage for [f32, f64, Bf16, F16] {
+        /// What [`gemm`] and [`gemm_with`] do, by a given plan where there is one.
+        fn product(
+            dims: Dims,
+            a: MatRef<'_, Self::Float>,
+            b: MatRef<'_, Self>,
+            beta: Self::Float,
+            out: &mut [Self::Float],
+            plan: Option<Plan>,
+            epilogue: Option<Epilogue<'_, Self::Float>>,
+        ) -> Result<()> = product;
+        /// `out (m, n) = A B` for contiguous `a (m, k)` of few rows, up to [`FEW_ROWS`], and `B (k, n)`, or its transpose
+        /// `(n, k)` where `transposed`.
+        fn few_rows(
+            dims: Dims,
+            a: &[Self::Float],
+            b: &[Self],
+            transposed: bool,
+            out: &mut [Self::Float],
+        ) -> Result<()> = few::few_rows;
+    }
+}
 
 /// [`gemm`] by a given plan.
 #[doc(hidden)]
-pub fn gemm_by<T: Float, E: Storage<Float = T>>(
+pub fn gemm_by<E: Products>(
     dims: Dims,
-    a: MatRef<'_, T>,
+    a: MatRef<'_, E::Float>,
     b: MatRef<'_, E>,
-    beta: T,
-    out: &mut [T],
+    beta: E::Float,
+    out: &mut [E::Float],
     plan: Plan,
 ) -> Result<()> {
-    product(dims, a, b, beta, out, Some(plan), None)
+    E::product(dims, a, b, beta, out, Some(plan), None)
 }
 
 fn product<T: Float, E: Storage<Float = T>>(

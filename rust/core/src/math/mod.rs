@@ -21,6 +21,7 @@
 //! and `2^n` is made from bits.
 
 mod coefficients;
+mod elementary;
 mod log;
 mod map;
 mod sigmoid;
@@ -28,6 +29,7 @@ mod sigmoid;
 use crate::{Float, Simd};
 
 pub use coefficients::Coefficients;
+pub use elementary::Elementary;
 pub use log::{log, log1p};
 pub use map::{map, map_in_place, map2};
 pub use sigmoid::{sigmoid, silu, silu_slope, softplus, tanh, tanh_derivative};
@@ -35,8 +37,14 @@ pub use sigmoid::{sigmoid, silu, silu_slope, softplus, tanh, tanh_derivative};
 /// `c[0] + c[1] x + ...`, by Horner's rule.
 #[inline(always)]
 fn polynomial<T: Float, S: Simd<T>>(s: S, x: S::V, c: &[T]) -> S::V {
-    let (last, rest) = c.split_last().expect("every polynomial has coefficients");
-    rest.iter().rev().fold(s.splat(*last), |sum, &c| s.mul_add(sum, x, s.splat(c)))
+    // A loop, not a fold: its closure would be compiled for the baseline.
+    let mut i = c.len() - 1;
+    let mut sum = s.splat(c[i]);
+    while i > 0 {
+        i -= 1;
+        sum = s.mul_add(sum, x, s.splat(c[i]));
+    }
+    sum
 }
 
 /// `(n + MAGIC, n, exp(r) - 1)` with `x = n ln 2 + r`, for finite `x` whose `n` fits the exponent.

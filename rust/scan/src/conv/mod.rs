@@ -30,7 +30,7 @@ use sensorium_core::threads::Disjoint;
 use sensorium_core::{Error, Float, Kernel, Result, Simd};
 use std::ops::Range;
 
-pub use update::update;
+pub(crate) use update::update;
 
 /// Sizes of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +153,7 @@ fn check<T: Float>(dims: Dims, sequences: &Sequences, inputs: &Inputs<'_, T>) ->
 ///
 /// # Errors
 /// Where a length does not fit `dims` and `sequences`, or there are no taps.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     inputs: Inputs<'_, T>,
@@ -183,7 +183,7 @@ pub fn forward<T: Float>(
 ///
 /// # Errors
 /// Where a length does not fit `dims` and `sequences`, or there are no taps.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     inputs: Inputs<'_, T>,

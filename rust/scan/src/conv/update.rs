@@ -13,7 +13,7 @@ const BLOCK: usize = 1024;
 ///
 /// # Errors
 /// Where a length does not fit `dims`, or there are no taps.
-pub fn update<T: Float>(
+pub(crate) fn update<T: Float>(
     dims: Dims,
     x: &[T],
     state: &mut [T],

@@ -101,7 +101,7 @@ fn check<T>(
 ///
 /// # Errors
 /// Where a length does not fit `dims` and `sequences`.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     a: &[T],
@@ -136,7 +136,7 @@ pub fn forward<T: Float>(
 ///
 /// # Errors
 /// Where a length does not fit `dims` and `sequences`.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     a: &[T],

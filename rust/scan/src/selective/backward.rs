@@ -105,7 +105,7 @@ impl<T: Float> Gradients<'_, T> {
 ///
 /// # Errors
 /// Where a size does not fit `dims`.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     inputs: &Inputs<'_, T>,

@@ -34,7 +34,7 @@ pub fn checkpoints(sequences: &Sequences) -> usize {
 ///
 /// # Errors
 /// Where a size does not fit `dims`.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     inputs: &Inputs<'_, T>,

@@ -20,10 +20,11 @@ mod through;
 mod tiles;
 mod view;
 
-pub use backward::{CoefficientGradient, Gradients, backward};
-pub use forward::{Outputs, checkpoints, forward};
-pub use step::{Step, step};
+pub use backward::{CoefficientGradient, Gradients};
+pub use forward::{Outputs, checkpoints};
+pub use step::Step;
 pub use view::{Shape, Strides, View, ViewMut};
+pub(crate) use {backward::backward, forward::forward, step::step};
 
 use crate::Sequences;
 use sensorium_core::error::{check_len, product};

@@ -42,7 +42,7 @@ const WORK: usize = 16;
 ///
 /// # Errors
 /// Where a length does not fit `dims`.
-pub fn step<T: Float>(dims: Dims, state: &mut [T], inputs: &Step<'_, T>, y: &mut [T]) -> Result<()> {
+pub(crate) fn step<T: Float>(dims: Dims, state: &mut [T], inputs: &Step<'_, T>, y: &mut [T]) -> Result<()> {
     let Dims { batch, channels, states, groups, .. } = dims;
     if channels > 0 && (groups == 0 || channels % groups != 0) {
         let what = format!("has G={groups} groups, which do not divide D={channels}");

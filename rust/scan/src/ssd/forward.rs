@@ -16,7 +16,7 @@ use sensorium_core::{Float, Kernel, MAX_LANES, Result, Simd, error::check_len, e
 /// Elements of the squares `C B^T` that are held at a time: 8 MB of `f32`.
 const SQUARES: usize = 1 << 21;
 
-/// Elements that [`forward`] writes to `checkpoints`: a state `(S, P)` in padded rows for each window, row and head.
+/// Elements that [`ssd_forward`](crate::ScanKernels::ssd_forward) writes to `checkpoints`: a state `(S, P)` in padded rows for each window, row and head.
 ///
 /// # Errors
 /// [`Error::Overflow`](sensorium_core::Error::Overflow) where there are too many.
@@ -30,7 +30,7 @@ pub fn checkpoints(dims: Dims, sequences: &Sequences, chunk: usize) -> Result<us
 ///
 /// # Errors
 /// [`Error`](sensorium_core::Error) naming the argument that does not fit.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     chunk: usize,

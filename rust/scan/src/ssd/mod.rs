@@ -47,11 +47,12 @@ mod tile;
 use crate::Sequences;
 use sensorium_core::{Error, Float, Result, error::check_len, error::product};
 
-pub use backward::{Grads, Upstream, backward};
+pub use backward::{Grads, Upstream};
 pub use decay::Steps;
-pub use forward::{checkpoints, forward};
+pub use forward::checkpoints;
 pub use rows::Rows;
-pub use step::{Token, step};
+pub use step::Token;
+pub(crate) use {backward::backward, forward::forward, step::step};
 
 /// Sizes of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

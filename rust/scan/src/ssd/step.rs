@@ -37,7 +37,7 @@ pub struct Token<'a, T> {
 ///
 /// # Errors
 /// [`Error`] naming the argument that does not fit.
-pub fn step<T: Float>(dims: Dims, token: &Token<'_, T>, state: &mut [T], y: &mut [T]) -> Result<()> {
+pub(crate) fn step<T: Float>(dims: Dims, token: &Token<'_, T>, state: &mut [T], y: &mut [T]) -> Result<()> {
     let Dims { batch, heads, width, groups, state: size, .. } = dims;
     if heads != 0 && (groups == 0 || heads % groups != 0) {
         let what = format!("has G={groups}, which does not divide H={heads} of x");

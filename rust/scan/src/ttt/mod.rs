@@ -137,7 +137,7 @@ pub struct Inputs<'a, T> {
     pub position: usize,
 }
 
-/// Gradients that [`backward`] writes, all of them.
+/// Gradients that [`ttt_backward`](crate::ScanKernels::ttt_backward) writes, all of them.
 #[derive(Debug)]
 pub struct Grads<'a, T> {
     /// `(B, H, L, D)`.
@@ -321,7 +321,7 @@ pub fn checkpoints<T: Float>(dims: Dims, mini_batch: usize, position: usize) -> 
 ///
 /// # Errors
 /// Where sizes do not fit each other.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     inputs: Inputs<'_, T>,
     y: ViewMut<'_, T>,
     state: Option<StateMut<'_, T>>,
@@ -351,7 +351,7 @@ pub fn forward<T: Float>(
 ///
 /// # Errors
 /// Where sizes do not fit each other.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     inputs: Inputs<'_, T>,
     grad: &View<'_, T>,
     grad_last: Option<State<'_, T>>,

@@ -70,7 +70,7 @@ pub struct Upstream<'a, T> {
     pub y: Rows<'a, T>,
     /// Gradient of the last states; zero where there is none.
     pub last: Option<&'a [T]>,
-    /// What [`forward`](super::forward()) kept; computed again where there is none.
+    /// What [`ssd_forward`](crate::ScanKernels::ssd_forward) kept; computed again where there is none.
     pub checkpoints: Option<&'a [T]>,
 }
 
@@ -189,7 +189,7 @@ impl<T: Float> Call<'_, T> {
 /// # Errors
 /// [`Error`](sensorium_core::Error) naming the argument that does not fit.
 #[allow(clippy::needless_pass_by_value)] // Gradients are exclusive borrows: the caller gives them away.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     dims: Dims,
     sequences: &Sequences,
     chunk: usize,
