@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sensorium.errors import ArgumentError, DTypeError, SearchError
-from sensorium.search import Budget, CallPolicy, Revision, ThompsonBeta, ThompsonGaussian, Trace, ab_mcts
-from sensorium.search.strategies_branching import _Scores
+from sensorium.search import (
+    Budget,
+    CallPolicy,
+    Candidate,
+    Revision,
+    ThompsonBeta,
+    ThompsonGaussian,
+    Trace,
+    ab_mcts,
+)
+from sensorium.search.strategies_branching import _Place, _Scores, _tell
 
 QUICK = CallPolicy(backoff=0.0, retries=0)
 BETA = ThompsonBeta()
@@ -88,22 +97,43 @@ def test_steps_end_where_they_are_finished():
 @given(st.lists(st.floats(0, 1), max_size=12), st.booleans())
 def test_draws_are_of_the_posterior_mean(scores, beta):
     """Against moments: the mean of the posterior and, of the Gaussian's, the same reached by weighing points."""
-    prior = ThompsonBeta(2.0, 1.0) if beta else ThompsonGaussian(mean=0.3, strength=2.0, shape=3.0, scale=0.5)
+    prior = ThompsonBeta(2.0, 1.0) if beta else ThompsonGaussian(mean=3.0, strength=2.0, shape=3.0, scale=0.5)
     seen = _Scores()
     for score in scores:
         seen.add(score)
     rng = np.random.default_rng(0)
-    draws = np.array([seen.draw(prior, rng) for _ in range(800)])
+    draws = np.array([seen.draw(prior, rng) for _ in range(3000)])
     n, total = len(scores), sum(scores)
     if beta:
         mean = (2 + total) / (3 + n)
         variance = mean * (1 - mean) / (4 + n)
     else:
-        mean = (2 * 0.3 + total) / (2 + n)
-        squares = sum((s - mean) ** 2 for s in scores) + 2 * (0.3 - mean) ** 2  # about the posterior mean
+        mean = (2 * 3.0 + total) / (2 + n)
+        squares = sum((s - mean) ** 2 for s in scores) + 2 * (3.0 - mean) ** 2  # about the posterior mean
         variance = (0.5 + squares / 2) / (3 + n / 2 - 1) / (2 + n)
     assert abs(draws.mean() - mean) < 5 * math.sqrt(variance / len(draws)) + 1e-9
-    assert draws.var() == pytest.approx(variance, rel=0.6)
+    assert draws.var() == pytest.approx(variance, rel=0.4)
+
+
+def test_a_score_is_evidence_where_it_belongs():
+    def place(name, score=None):
+        return Candidate(name, name, score)
+
+    root = _Place(place("0"), None)
+    _tell(root, place("0.0", 0.5), ended=False)
+    child = root.children[0]
+    _tell(child, place("0.0.0", 0.25), ended=True)
+    counts = {
+        p.candidate.node: (p.new.count, p.below.count, p.whole.count) for p in (root, child, *child.children)
+    }
+    assert counts == {"0": (1, 1, 2), "0.0": (1, 0, 2), "0.0.0": (0, 0, 1)}
+    assert (root.new.total, root.below.total, child.whole.total, child.whole.squares) == (
+        0.5,
+        0.25,
+        0.75,
+        0.3125,
+    )
+    assert [p.ended for p in (child, *child.children)] == [False, True]
 
 
 # --- failures -------------------------------------------------------------------------------------------------
