@@ -390,9 +390,10 @@ def test_waiting_grows_is_bounded_and_obeys_the_service():
 def test_the_rate_is_kept():
     times = []
     policy = CallPolicy(rate=100.0, concurrency=8)
+    before = time.monotonic()
     best_of_n(lambda s, n: times.append(time.monotonic()) or [1], same, 0, n=6, together=True, policy=policy)
-    begun = sorted(times)
-    assert begun[-1] - begun[0] >= 5 / 100 - 0.02  # a thread may start late, which shortens a gap
+    for number, begun in enumerate(sorted(times)):
+        assert begun - before >= number / 100  # late they may be, never early
 
 
 # --- budgets ------------------------------------------------------------------------------------------------
@@ -470,7 +471,7 @@ def test_the_clock_ends_what_is_under_way():
             release.wait(30)
         return [number]
 
-    budget = Budget(seconds=0.3)
+    budget = Budget(seconds=0.6)
     outcome = best_of_n(Counted(generator), same, 0, n=5, budget=budget)
     release.set()
     assert outcome.stopped == "budget"
