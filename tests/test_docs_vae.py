@@ -17,7 +17,7 @@ def test_the_examples_run():
     for block in blocks:
         exec(block.replace("seconds=30", "steps=2"), names)
     assert names["result"].steps == 2
-    assert names["seen"].means.shape == (1, len(names["test"]), 16)
+    assert names["seen"].means.shape == (1, len(names["test"]), 6)
     assert names["made"]["text"].shape == (1, len(names["test"]), *names["encoding"].shapes["text"])
 
 

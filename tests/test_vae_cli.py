@@ -106,6 +106,7 @@ def test_every_kind_of_posterior(data, folder, kind):
     config = Trained.load(kind).model.config
     assert config.posterior == kind.replace("mmvae_plus", "mixture")
     assert config.private_dim == (0 if kind.startswith("mixture") else 16)
+    assert config.latent_dim == 2
 
 
 def test_what_is_resumed_is_the_same_run(trained, data):

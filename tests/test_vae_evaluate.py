@@ -25,7 +25,7 @@ from sensorium.vae_evaluate import (
 from sensorium.vae_jobs import config_for
 
 RECIPE = vae.VAERecipe(rows=32, learning_rate=1e-2)
-SIZES = {"latent_dim": 3, "private_dim": 0, "hidden": (24,), "part_weight": 1.0}
+SIZES = {"latent_dim": 3, "private_dim": 0, "hidden": (24,), "part_weight": 1.0, "text_weight": 1.0}
 
 
 def tones(pitches, rng):

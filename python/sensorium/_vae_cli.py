@@ -62,7 +62,10 @@ def train(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("vae"),
     resume: Resume = False,
-    latent_dim: Annotated[int, typer.Option(min=1, help="Width of the latent that all senses share.")] = 16,
+    latent_dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Width of the latent that all share; by default that of the posterior."),
+    ] = None,
     private_dim: Annotated[
         int | None,
         typer.Option(min=0, help="Width of a latent of each sense alone; by default that of the posterior."),
@@ -93,7 +96,8 @@ def train(
         channels=3 if colour else 1,
         sample_rate=sample_rate,
     )
-    options: dict[str, Any] = {} if private_dim is None else {"private_dim": private_dim}
+    widths = {"latent_dim": latent_dim, "private_dim": private_dim}
+    options: dict[str, Any] = {name: width for name, width in widths.items() if width is not None}
     with Progress() as progress:
         trained = vae_jobs.train(
             source,
@@ -104,7 +108,6 @@ def train(
             out=out,
             resume=resume,
             strict=strict,
-            latent_dim=latent_dim,
             beta=beta,
             progress=progress,
             warn=_warn,
