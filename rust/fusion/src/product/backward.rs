@@ -3,7 +3,7 @@
 use super::forward::{check_noise, draw, noise_row, part};
 use super::fuse::{bounded_exp, bounded_square, by_count, divergence, fuse, load, store};
 use super::normaliser::{self, Sums};
-use super::{Noise, WORK, rows_of_a_task};
+use super::{Noise, WIDE, WORK, rows_of_a_task};
 use crate::Experts;
 use crate::experts::{Checked, Present};
 use sensorium_core::error::{check_len, product};
@@ -206,12 +206,14 @@ impl<T: Float> Row<T> {
         let mut d = 0;
         // SAFETY: as the caller vouches.
         unsafe {
-            while d + S::LANES <= width {
-                self.block::<S, N, true>(s, list, d, S::LANES);
-                d += S::LANES;
+            while d + WIDE * S::LANES <= width {
+                self.block::<S, N, WIDE, true>(s, list, d, S::LANES);
+                d += WIDE * S::LANES;
             }
-            if d < width {
-                self.block::<S, N, false>(s, list, d, width - d);
+            while d < width {
+                let n = S::LANES.min(width - d);
+                self.block::<S, N, 1, false>(s, list, d, n);
+                d += n;
             }
         }
     }
@@ -225,9 +227,9 @@ impl<T: Float> Row<T> {
         unsafe { load::<T, S, FULL>(s, x.add(d), n) }
     }
 
-    /// A vector of a row, or its first lanes.
+    /// `W` vectors of a row, or the first lanes of one.
     #[inline(always)]
-    unsafe fn block<S: Simd<T>, const N: usize, const FULL: bool>(
+    unsafe fn block<S: Simd<T>, const N: usize, const W: usize, const FULL: bool>(
         &self,
         s: S,
         list: &[Present<T>],
@@ -235,23 +237,30 @@ impl<T: Float> Row<T> {
         n: usize,
     ) {
         let count = if N > 0 { N } else { list.len() };
+        let sums = !self.prior_mean.is_null();
         // SAFETY: as the caller vouches.
         unsafe {
-            let fused = fuse::<T, S, N, FULL>(s, list, d, n);
-            let (g, l) =
-                self.of_product::<S, FULL>(s, fused.mean, fused.logvar, d, n, !self.prior_mean.is_null());
+            let fused = fuse::<T, S, N, W, FULL>(s, list, d, n);
+            let (mut g, mut l) = ([s.splat(T::ZERO); W], [s.splat(T::ZERO); W]);
+            for v in 0..W {
+                let d = d + v * S::LANES;
+                (g[v], l[v]) = self.of_product::<S, FULL>(s, fused.mean[v], fused.logvar[v], d, n, sums);
+            }
             for m in 0..count {
                 let expert = list.get_unchecked(m);
-                let share = fused.share::<T, S, FULL>(s, list, m, d, n);
-                let away = s.sub(load::<T, S, FULL>(s, expert.mu.add(d), n), fused.mean);
-                let (dmu, dlogvar) = (s.mul(share, g), s.mul(share, s.neg_mul_add(g, away, l)));
-                let at = expert.index * self.step + d;
-                if expert.index < self.experts {
-                    store::<T, S, FULL>(s, self.dmu.add(at), n, dmu);
-                    store::<T, S, FULL>(s, self.dlogvar.add(at), n, dlogvar);
-                } else if !self.prior_mean.is_null() {
-                    add::<T, S, FULL>(s, self.prior_mean.add(d), n, dmu);
-                    add::<T, S, FULL>(s, self.prior_logvar.add(d), n, dlogvar);
+                for v in 0..W {
+                    let d = d + v * S::LANES;
+                    let share = fused.share::<T, S, FULL>(s, list, (m, v), d, n);
+                    let away = s.sub(load::<T, S, FULL>(s, expert.mu.add(d), n), fused.mean[v]);
+                    let (dmu, dlogvar) = (s.mul(share, g[v]), s.mul(share, s.neg_mul_add(g[v], away, l[v])));
+                    let at = expert.index * self.step + d;
+                    if expert.index < self.experts {
+                        store::<T, S, FULL>(s, self.dmu.add(at), n, dmu);
+                        store::<T, S, FULL>(s, self.dlogvar.add(at), n, dlogvar);
+                    } else if sums {
+                        add::<T, S, FULL>(s, self.prior_mean.add(d), n, dmu);
+                        add::<T, S, FULL>(s, self.prior_logvar.add(d), n, dlogvar);
+                    }
                 }
             }
         }
@@ -313,10 +322,11 @@ impl<T: Float> Row<T> {
             let n = S::LANES.min(width - d);
             // SAFETY: as the caller vouches.
             unsafe {
-                let fused = fuse::<T, S, 0, false>(s, list, d, n);
-                let (g, l) = self.of_product::<S, false>(s, fused.mean, fused.logvar, d, n, false);
-                let away = s.sub(load::<T, S, false>(s, mu.add(d), n), fused.mean);
-                let share = exp(s, s.sub(fused.logvar, load::<T, S, false>(s, logvar.add(d), n)));
+                let fused = fuse::<T, S, 0, 1, false>(s, list, d, n);
+                let ([mean], [logvar_of_all]) = (fused.mean, fused.logvar);
+                let (g, l) = self.of_product::<S, false>(s, mean, logvar_of_all, d, n, false);
+                let away = s.sub(load::<T, S, false>(s, mu.add(d), n), mean);
+                let share = exp(s, s.sub(logvar_of_all, load::<T, S, false>(s, logvar.add(d), n)));
                 let mut lanes = [T::ZERO; sensorium_core::MAX_LANES];
                 s.store(&mut lanes, s.mul(share, s.neg_mul_add(s.splat(T::ONE), l, s.mul(g, away))));
                 for x in &lanes[..n] {

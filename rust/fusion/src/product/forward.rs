@@ -1,7 +1,7 @@
 //! The product, and where asked a sample of it and its divergence.
 
 use super::fuse::{bounded_exp, bounded_square, by_count, divergence, fuse, load, store};
-use super::{Noise, WORK, normaliser, rows_of_a_task};
+use super::{Noise, WIDE, WORK, normaliser, rows_of_a_task};
 use crate::experts::{Checked, Present};
 use crate::{Experts, noise};
 use sensorium_core::error::check_len;
@@ -189,21 +189,23 @@ impl<T: Float> Call<'_, T> {
         let (mut sum, mut d) = (s.splat(T::ZERO), 0);
         // SAFETY: as the caller vouches.
         unsafe {
-            while d + S::LANES <= width {
-                sum = block::<T, S, N, true>(s, list, row, target, diverges, d, S::LANES, sum);
-                d += S::LANES;
+            while d + WIDE * S::LANES <= width {
+                sum = block::<T, S, N, WIDE, true>(s, list, row, target, diverges, d, S::LANES, sum);
+                d += WIDE * S::LANES;
             }
-            if d < width {
-                sum = block::<T, S, N, false>(s, list, row, target, diverges, d, width - d, sum);
+            while d < width {
+                let n = S::LANES.min(width - d);
+                sum = block::<T, S, N, 1, false>(s, list, row, target, diverges, d, n, sum);
+                d += n;
             }
         }
         s.reduce_sum(sum) * T::from_f64(0.5)
     }
 }
 
-/// A vector of a row, or its first lanes; adds its divergence to `sum`.
+/// `W` vectors of a row, or the first lanes of one; adds their divergence to `sum`.
 #[inline(always)]
-unsafe fn block<T: Float, S: Simd<T>, const N: usize, const FULL: bool>(
+unsafe fn block<T: Float, S: Simd<T>, const N: usize, const W: usize, const FULL: bool>(
     s: S,
     list: &[Present<T>],
     row: &Row<T>,
@@ -211,37 +213,45 @@ unsafe fn block<T: Float, S: Simd<T>, const N: usize, const FULL: bool>(
     diverges: bool,
     d: usize,
     n: usize,
-    sum: S::V,
+    mut sum: S::V,
 ) -> S::V {
     // SAFETY: as the caller vouches.
     unsafe {
-        let fused = fuse::<T, S, N, FULL>(s, list, d, n);
-        if !row.mean.is_null() {
-            store::<T, S, FULL>(s, row.mean.add(d), n, fused.mean);
-        }
-        if !row.logvar.is_null() {
-            store::<T, S, FULL>(s, row.logvar.add(d), n, fused.logvar);
+        let fused = fuse::<T, S, N, W, FULL>(s, list, d, n);
+        for v in 0..W {
+            let d = d + v * S::LANES;
+            if !row.mean.is_null() {
+                store::<T, S, FULL>(s, row.mean.add(d), n, fused.mean[v]);
+            }
+            if !row.logvar.is_null() {
+                store::<T, S, FULL>(s, row.logvar.add(d), n, fused.logvar[v]);
+            }
         }
         if row.z.is_null() && !diverges {
             return sum;
         }
-        let deviation = bounded_exp(s, s.mul(fused.logvar, s.splat(T::from_f64(0.5))));
-        if !row.z.is_null() {
-            let noise = load::<T, S, FULL>(s, row.noise.add(d), n);
-            store::<T, S, FULL>(s, row.z.add(d), n, s.mul_add(deviation, noise, fused.mean));
+        for v in 0..W {
+            let d = d + v * S::LANES;
+            let (mean, logvar) = (fused.mean[v], fused.logvar[v]);
+            let deviation = bounded_exp(s, s.mul(logvar, s.splat(T::from_f64(0.5))));
+            if !row.z.is_null() {
+                let noise = load::<T, S, FULL>(s, row.noise.add(d), n);
+                store::<T, S, FULL>(s, row.z.add(d), n, s.mul_add(deviation, noise, mean));
+            }
+            if diverges {
+                let moments = (mean, logvar, bounded_square(s, deviation));
+                let kl = divergence::<T, S, FULL>(s, moments, target, d, n);
+                // The small terms first: what is nearly one, and one.
+                let kl = s.add(s.sub(s.sub(kl.ratio, s.splat(T::ONE)), kl.log_ratio), kl.square);
+                if FULL {
+                    sum = s.add(sum, kl);
+                } else {
+                    // Lanes beyond the row have a divergence of their own, which is not the row's.
+                    let ones = [T::ONE; sensorium_core::MAX_LANES];
+                    sum = s.mul_add(s.load_head(&ones[..n], T::ZERO), kl, sum);
+                }
+            }
         }
-        if !diverges {
-            return sum;
-        }
-        let variance = bounded_square(s, deviation);
-        let kl = divergence::<T, S, FULL>(s, (fused.mean, fused.logvar, variance), target, d, n);
-        // The small terms first: what is nearly one, and one.
-        let kl = s.add(s.sub(s.sub(kl.ratio, s.splat(T::ONE)), kl.log_ratio), kl.square);
-        if FULL {
-            return s.add(sum, kl);
-        }
-        // Lanes beyond the row have a divergence of their own, which is not the row's.
-        let ones = [T::ONE; sensorium_core::MAX_LANES];
-        s.mul_add(s.load_head(&ones[..n], T::ZERO), kl, sum)
+        sum
     }
 }

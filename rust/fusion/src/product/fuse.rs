@@ -1,7 +1,10 @@
-//! A vector of the product, in registers.
+//! Some vectors of the product, in registers.
+//!
+//! One vector at a time waits for itself: maximum, exponential, division, logarithm and exponential are 150 cycles one after
+//! the other, and the schedulers of a Zen 4 do not see far enough to begin the next. Two at a time do not.
 
 use crate::experts::Present;
-use sensorium_core::math::{exp, exp_nonpositive, log};
+use sensorium_core::math::exp_nonpositive;
 use sensorium_core::{Float, Simd};
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
@@ -25,12 +28,12 @@ pub(super) unsafe fn store<T: Float, S: Simd<T>, const FULL: bool>(s: S, x: *mut
     unsafe { if FULL { s.store_ptr(x, v) } else { s.store_head(from_raw_parts_mut(x, n), v) } }
 }
 
-/// `e^x`, of arguments up to a bound alone, so that sums of results stay finite.
+/// `e^x`, of arguments up to a bound alone, so that sums of results stay finite; results below the normal numbers are 0.
 #[inline(always)]
 pub(super) fn bounded_exp<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
     let most = if T::MANTISSA == 23 { 80.0 } else { 700.0 };
-    // `min` returns its second argument where either is NaN.
-    exp(s, s.min(s.splat(T::from_f64(most)), x))
+    // `min` returns its second argument where either is NaN. The exponential is right up to 88 (`f64`: 709).
+    exp_nonpositive(s, s.min(s.splat(T::from_f64(most)), x))
 }
 
 /// `x^2`, with the same bound.
@@ -38,6 +41,26 @@ pub(super) fn bounded_exp<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
 pub(super) fn bounded_square<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
     let most = if T::MANTISSA == 23 { 5.540_622_4e34 } else { 1.014_232_054_735_004_5e304 };
     s.min(s.splat(T::from_f64(most)), s.mul(x, x))
+}
+
+/// `ln x` and `1 / x` with one division, for normal `x`, far from overflow: the logarithm as that of
+/// [`math`](sensorium_core::math), whose quotient is `(m - 1) / (m + 1)` of the significand `m`.
+#[inline(always)]
+fn log_and_inverse<T: Float, S: Simd<T>>(s: S, x: S::V) -> (S::V, S::V) {
+    let one = s.splat(T::ONE);
+    let (m, e) = s.frexp(x);
+    let (f, p) = (s.sub(m, one), s.add(m, one));
+    let both = s.div(one, s.mul(x, p));
+    let q = s.mul(f, s.mul(both, x));
+    let z = s.mul(q, q);
+    let mut series = s.splat(T::LOG[T::LOG.len() - 1]);
+    for i in (0..T::LOG.len() - 1).rev() {
+        series = s.mul_add(series, z, s.splat(T::LOG[i]));
+    }
+    let half_square = s.mul(s.mul(f, f), s.splat(T::from_f64(0.5)));
+    let small = s.mul_add(q, s.mul_add(z, series, half_square), s.mul(e, s.splat(T::LN2_LO)));
+    let rest = s.sub(f, s.sub(half_square, small));
+    (s.mul_add(e, s.splat(T::LN2_HI), rest), s.mul(both, p))
 }
 
 /// `a_m` of an expert.
@@ -53,59 +76,90 @@ unsafe fn logit<T: Float, S: Simd<T>, const FULL: bool>(
     s.sub(s.splat(expert.log_weight), logvar)
 }
 
-/// The product, and what the share of an expert in it follows from.
-pub(super) struct Fused<V: Copy, const N: usize> {
-    pub(super) mean: V,
-    pub(super) logvar: V,
-    /// `exp(a_m - top)`, where the number of experts is known when this is compiled.
-    powers: [V; N],
-    top: V,
+/// The product in `W` vectors, and what the share of an expert in it follows from.
+pub(super) struct Fused<V: Copy, const N: usize, const W: usize> {
+    pub(super) mean: [V; W],
+    pub(super) logvar: [V; W],
+    /// `exp(a_m - pivot)`, where the number of experts is known when this is compiled.
+    powers: [[V; W]; N],
+    pivot: [V; W],
+    /// `exp` of the last expert's `a - pivot`.
+    last: [V; W],
     /// One through the sum of the powers.
-    inverse: V,
+    inverse: [V; W],
 }
 
-/// Product of `N` experts, or of all in the list where `N` is 0, at `d..d + n`, or a whole vector from `d` on.
+/// How far above the pivot an `a_m` may be: its power is beside one what one is beside nothing, and the product of a mean
+/// and it is far from overflow.
+const fn far(mantissa: u32) -> f64 {
+    if mantissa == 23 { 40.0 } else { 300.0 }
+}
+
+/// Product of `N` experts, or of all in the list where `N` is 0: `W` whole vectors from `d` on, or, of one vector and not
+/// `FULL`, `d..d + n`.
 ///
 /// # Safety
 /// The experts have these elements, and the list is of `N` experts where `N` is not 0.
 #[inline(always)]
-pub(super) unsafe fn fuse<T: Float, S: Simd<T>, const N: usize, const FULL: bool>(
+pub(super) unsafe fn fuse<T: Float, S: Simd<T>, const N: usize, const W: usize, const FULL: bool>(
     s: S,
     list: &[Present<T>],
     d: usize,
     n: usize,
-) -> Fused<S::V, N> {
+) -> Fused<S::V, N, W> {
     let count = if N > 0 { N } else { list.len() };
-    let mut powers = [s.splat(T::ONE); N];
+    let (zero, one) = (s.splat(T::ZERO), s.splat(T::ONE));
+    let mut powers = [[one; W]; N];
+    let (mut mean, mut logvar, mut last, mut inverse) = ([zero; W], [zero; W], [one; W], [one; W]);
+    let (mut pivot, mut sum) = ([zero; W], [one; W]);
     // SAFETY: as the caller vouches.
     unsafe {
-        let mut top = logit::<T, S, FULL>(s, list.get_unchecked(0), d, n);
-        if N == 1 {
-            let mean = load::<T, S, FULL>(s, list.get_unchecked(0).mu.add(d), n);
-            let logvar = s.sub(s.splat(T::ZERO), top);
-            return Fused { mean, logvar, powers, top, inverse: s.splat(T::ONE) };
+        let expert = list.get_unchecked(count - 1);
+        for v in 0..W {
+            let d = d + v * S::LANES;
+            pivot[v] = logit::<T, S, FULL>(s, expert, d, n);
+            mean[v] = load::<T, S, FULL>(s, expert.mu.add(d), n);
+            logvar[v] = s.sub(zero, pivot[v]);
         }
-        for m in 1..count {
-            top = s.max(top, logit::<T, S, FULL>(s, list.get_unchecked(m), d, n));
+        if count == 1 {
+            return Fused { mean, logvar, powers, pivot, last, inverse };
         }
-        let (mut sum, mut mean) = (s.splat(T::ZERO), s.splat(T::ZERO));
-        for m in 0..count {
-            let expert = list.get_unchecked(m);
-            let power = exp_nonpositive(s, s.sub(logit::<T, S, FULL>(s, expert, d, n), top));
-            if N > 0 {
-                powers[m] = power;
+        for v in 0..W {
+            let d = d + v * S::LANES;
+            let mut top = logit::<T, S, FULL>(s, list.get_unchecked(0), d, n);
+            for m in 1..count - 1 {
+                top = s.max(top, logit::<T, S, FULL>(s, list.get_unchecked(m), d, n));
             }
-            sum = s.add(sum, power);
-            mean = s.mul_add(power, load::<T, S, FULL>(s, expert.mu.add(d), n), mean);
+            let least = s.sub(top, s.splat(T::from_f64(far(T::MANTISSA))));
+            last[v] = s.select(s.lt(pivot[v], least), zero, one);
+            pivot[v] = s.max(least, pivot[v]);
+            sum[v] = last[v];
+            mean[v] = s.mul(last[v], mean[v]);
         }
-        let inverse = s.div(s.splat(T::ONE), sum);
-        let logvar = s.sub(s.splat(T::ZERO), s.add(top, log(s, sum)));
-        Fused { mean: s.mul(mean, inverse), logvar, powers, top, inverse }
+        for m in 0..count - 1 {
+            let expert = list.get_unchecked(m);
+            for v in 0..W {
+                let d = d + v * S::LANES;
+                let power = exp_nonpositive(s, s.sub(logit::<T, S, FULL>(s, expert, d, n), pivot[v]));
+                if N > 0 {
+                    powers[m][v] = power;
+                }
+                sum[v] = s.add(sum[v], power);
+                mean[v] = s.mul_add(power, load::<T, S, FULL>(s, expert.mu.add(d), n), mean[v]);
+            }
+        }
+        for v in 0..W {
+            let log;
+            (log, inverse[v]) = log_and_inverse(s, sum[v]);
+            logvar[v] = s.sub(zero, s.add(pivot[v], log));
+            mean[v] = s.mul(mean[v], inverse[v]);
+        }
+        Fused { mean, logvar, powers, pivot, last, inverse }
     }
 }
 
-impl<V: Copy, const N: usize> Fused<V, N> {
-    /// `s_m`, the share of expert `m` in the mean.
+impl<V: Copy, const N: usize, const W: usize> Fused<V, N, W> {
+    /// `s_m`, the share of expert `m` in the mean of vector `v`, which is at `d`.
     ///
     /// # Safety
     /// As of [`fuse`].
@@ -114,21 +168,21 @@ impl<V: Copy, const N: usize> Fused<V, N> {
         &self,
         s: S,
         list: &[Present<T>],
-        m: usize,
+        (m, v): (usize, usize),
         d: usize,
         n: usize,
     ) -> V {
-        if N == 1 {
-            return self.inverse;
-        }
-        let power = if N > 0 {
-            self.powers[m]
+        let count = if N > 0 { N } else { list.len() };
+        let power = if m + 1 == count {
+            self.last[v]
+        } else if N > 0 {
+            self.powers[m][v]
         } else {
             // SAFETY: as the caller vouches.
             let logit = unsafe { logit::<T, S, FULL>(s, list.get_unchecked(m), d, n) };
-            exp_nonpositive(s, s.sub(logit, self.top))
+            exp_nonpositive(s, s.sub(logit, self.pivot[v]))
         };
-        s.mul(power, self.inverse)
+        s.mul(power, self.inverse[v])
     }
 }
 

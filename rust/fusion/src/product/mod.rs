@@ -40,6 +40,9 @@ const TASK: usize = 1 << 12;
 /// Work of an element of an expert, in the units of [`for_each`](sensorium_core::threads::for_each).
 const WORK: usize = 24;
 
+/// Vectors that are worked on together, see [`fuse`].
+const WIDE: usize = 2;
+
 /// Rows of a task.
 fn rows_of_a_task(width: usize) -> usize {
     (TASK / width.max(1)).max(1)

@@ -99,20 +99,18 @@ pub(super) unsafe fn gradient<T: Float, S: Simd<T>>(
         let n = S::LANES.min(width - d);
         // SAFETY: as the caller vouches.
         unsafe {
-            let fused = fuse::<T, S, 0, false>(s, list, d, n);
+            let [fused] = fuse::<T, S, 0, 1, false>(s, list, d, n).logvar;
             let (own, a) = (load::<T, S, false>(s, mu.add(d), n), log_precision(s, logvar, d, n));
             let half_a = s.mul(a, half);
             // The distance to the mean, times the root of the precision.
             let mut away = s.splat(T::ZERO);
             for other in list {
-                let share = s.add(
-                    log_precision(s, other.logvar, d, n),
-                    s.add(s.splat(other.log_weight), fused.logvar),
-                );
+                let share =
+                    s.add(log_precision(s, other.logvar, d, n), s.add(s.splat(other.log_weight), fused));
                 let apart = s.sub(load::<T, S, false>(s, other.mu.add(d), n), own);
                 away = s.mul_add(bounded_exp(s, s.add(half_a, share)), apart, away);
             }
-            let (square, ratio) = (s.mul(away, away), bounded_exp(s, s.add(a, fused.logvar)));
+            let (square, ratio) = (s.mul(away, away), bounded_exp(s, s.add(a, fused)));
             let both = s.add(ratio, square);
             let by_mu = s.mul(s.mul(away, bounded_exp(s, half_a)), s.splat(g * weight));
             let by_logvar = s.mul(s.sub(both, s.splat(T::ONE)), s.splat(g * weight * of(0.5)));
