@@ -1,9 +1,11 @@
 """Products of experts and fused posteriors against their float64 reference, with bounds that are derived.
 
-u is half an epsilon. The share of an expert is an exponential of a difference that is rounded once (twice with a weight,
-whose logarithm is added to a number up to `size` large), divided by a sum of M: relative to the largest share it is off by
-(M + 8) u, and by size u more with weights. So is a mean, times the largest of the means; the logarithm of the variance is
-off by that and by u of itself. What is made of it by an exponential is off by as much again, relatively.
+u is half an epsilon. Powers are taken relative to the last expert, the prior where there is one, or to 40 below the heaviest
+(300 in float64) where that is more. A share is an exponential of a difference that is rounded once (twice with a weight, whose
+logarithm is added to a number up to `size` large), divided by a sum of M: relative to the largest share it is off by (M + 8) u,
+by size u more with weights, and by as much as the difference times u more where the last expert is not the standard prior,
+whose logarithm is zero. So is a mean, times the largest of the means; the logarithm of the variance is off by that and by u of
+itself. What is made of it by an exponential is off by as much again, relatively.
 """
 
 from dataclasses import dataclass
@@ -106,6 +108,8 @@ class Sizes:
         present = np.isfinite(np.asarray(case.logvar, np.float64))
         logvar = np.where(present, case.logvar, 0.0)
         heaviest = 0 if case.how["weights"] is None else 2 + np.abs(logvar).max(initial=0)
+        if case.how["prior"] is not True:
+            heaviest += min(40 if self.eps > 1e-10 else 300, 2 * most(logvar, *(case.how["prior"] or ())))
         self.unit = (len(case.mu) + 9 + heaviest) * self.eps / 2
         pair = (
             case.how["prior"] if isinstance(case.how["prior"], tuple) else (np.zeros(case.mu.shape[2]),) * 2

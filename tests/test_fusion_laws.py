@@ -252,7 +252,8 @@ def test_any_logarithm_of_a_variance_gives_numbers_and_gradients(M, prior):
     mean, log = ops.product_of_experts(mu, logvar, prior=prior)
     want_mean, want_log = reference.product_of_experts(mu, logvar, prior=prior)
     assert_allclose(mean, want_mean, atol=3e-6)
-    assert_allclose(log, want_log, rtol=1e-6, atol=1e-6)
+    # Without the prior, up to 40 is added to the logarithm of the variance and taken off again.
+    assert_allclose(log, want_log, rtol=1e-6, atol=1e-6 if prior else 5e-6)
     z, kl, *_ = ops.fused_posterior(mu, logvar, prior=prior, rng=1)
     assert np.isfinite(z).all()
     assert np.isfinite(kl).all()

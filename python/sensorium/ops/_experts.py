@@ -222,7 +222,8 @@ def check_experts(
     names, labels, means, logvars = _split(mu, logvar)
     if not means:
         raise ArgumentError("mu has no expert")
-    check_dims("B D", **{f"mu{labels[0]}": means[0]})
+    if means[0].ndim != 2:
+        check_dims("B D", **{f"mu{labels[0]}": means[0]})
     shape, dtype = means[0].shape, means[0].dtype
     for label, mean, log in zip(labels, means, logvars, strict=True):
         for name, array in ((f"mu{label}", mean), (f"logvar{label}", log)):

@@ -135,7 +135,9 @@ def product_of_experts(
 def _gradient(name: str, value: ArrayLike | None, shape: tuple[int, ...], experts: Experts) -> Array | None:
     if value is None:
         return None
-    _, array = as_floats(**{"mu": np.empty(0, experts.dtype), name: value})
+    (array,) = as_floats(**{name: value})
+    if array.dtype != experts.dtype:
+        raise DTypeError(f"{name} has dtype {array.dtype} but mu has {experts.dtype}")
     if array.shape != shape:
         raise ShapeError(f"{name} has shape {array.shape}, expected {shape}")
     return array

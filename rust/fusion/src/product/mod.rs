@@ -21,6 +21,8 @@ mod backward;
 mod forward;
 mod fuse;
 mod normaliser;
+#[cfg(test)]
+mod tests;
 
 use crate::Rows;
 pub use backward::{Gradients, Wanted};
