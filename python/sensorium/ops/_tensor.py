@@ -1,4 +1,4 @@
-"""Arrays as the kernels over four dimensions read and write them."""
+"""Arrays as kernels read and write them, and what is checked of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validate import as_array
+from .._validate import as_array, as_floats
 from ..errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["arithmetic", "bits", "finish", "half_name", "like", "place", "tensor"]
+__all__ = [
+    "arithmetic",
+    "bits",
+    "check_state",
+    "expect",
+    "finish",
+    "half_name",
+    "like",
+    "optional",
+    "place",
+    "same_dtype",
+    "tensor",
+]
 
 Array = NDArray[Any]
 
@@ -108,3 +120,49 @@ def finish(given: Array | None, written: Array) -> Array:
         return written
     given[...] = written
     return given
+
+
+def optional(name: str, value: ArrayLike | None) -> Array | None:
+    """Return ``value`` as a contiguous array of floats, None where there is none."""
+    return None if value is None else as_floats(**{name: value})[0]
+
+
+def same_dtype(other: str, dtype: np.dtype[Any], **arrays: Array | None) -> None:
+    """Hold the arrays that are there to ``dtype``, which is that of the argument ``other``.
+
+    Raises
+    ------
+    DTypeError
+        Where one has another.
+    """
+    for name, array in arrays.items():
+        if array is not None and array.dtype != dtype:
+            raise DTypeError(f"{name} has dtype {array.dtype} but {other} has {dtype}")
+
+
+def expect(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
+    """Hold an array that is there to a shape.
+
+    Raises
+    ------
+    ShapeError
+        Where it has another.
+    """
+    if array is not None and array.shape != shape:
+        raise ShapeError(f"{name} has shape {array.shape}, expected {shape}")
+
+
+def check_state(state: Any) -> None:
+    """Hold ``state`` to what a kernel can update in place.
+
+    Raises
+    ------
+    DTypeError, ArgumentError
+        Where it is no array of native floats, or cannot be written as it lies.
+    """
+    if not isinstance(state, np.ndarray):
+        raise DTypeError(f"state must be an ndarray, not {type(state).__name__}")
+    if state.dtype.char not in "fd" or not state.dtype.isnative:
+        raise DTypeError(f"state has dtype {state.dtype}, expected float32 or float64, in native order")
+    if not (state.flags.writeable and state.flags.c_contiguous and state.flags.aligned):
+        raise ArgumentError("state must be writeable and contiguous, to be updated in place")

@@ -11,6 +11,7 @@ from .. import _core
 from .._validate import as_array, as_floats, check_dims
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._packed import check_packing
+from ._tensor import expect
 
 __all__ = ["CausalConv1dGrads", "causal_conv1d", "causal_conv1d_backward", "causal_conv1d_update"]
 
@@ -59,11 +60,6 @@ def _is_silu(activation: str | None) -> bool:
     if activation is not None and activation != "silu":
         raise ArgumentError(f'activation must be None or "silu", not {activation!r}')
     return activation is not None
-
-
-def _check_shape(name: str, array: Array | None, want: tuple[int, ...]) -> None:
-    if array is not None and array.shape != want:
-        raise ShapeError(f"{name} has shape {array.shape}, expected {want}")
 
 
 def _check_filter(x: Array, weight: Array, bias: Array | None, dims: str) -> dict[str, int]:
@@ -148,7 +144,7 @@ def causal_conv1d(
     bias, initial_state = _fit_given(x, bias=bias, initial_state=initial_state)
     sizes = _check_filter(x, weight, bias, "B L D" if channels_last else "B D L")
     ids, offsets, states = check_packing(sizes["B"], sizes["L"], seq_idx, cu_seqlens)
-    _check_shape("initial_state", initial_state, (states, sizes["D"], sizes["K"] - 1))
+    expect("initial_state", initial_state, (states, sizes["D"], sizes["K"] - 1))
     silu = _is_silu(activation)
     y, last = _core.causal_conv1d(
         x, weight, bias, initial_state, ids, offsets, silu, channels_last, return_last_state
@@ -208,9 +204,9 @@ def causal_conv1d_backward(
     )
     sizes = _check_filter(x, weight, bias, "B L D" if channels_last else "B D L")
     ids, offsets, states = check_packing(sizes["B"], sizes["L"], seq_idx, cu_seqlens)
-    _check_shape("grad_out", grad_out, x.shape)
+    expect("grad_out", grad_out, x.shape)
     for name, state in (("initial_state", initial_state), ("grad_last_state", grad_last_state)):
-        _check_shape(name, state, (states, sizes["D"], sizes["K"] - 1))
+        expect(name, state, (states, sizes["D"], sizes["K"] - 1))
     silu = _is_silu(activation)
     grads = _core.causal_conv1d_backward(
         grad_out, x, weight, bias, initial_state, grad_last_state, ids, offsets, silu, channels_last
@@ -261,7 +257,7 @@ def causal_conv1d_update(
     weight, held = _fit(x, weight=weight, state=state)
     (bias,) = _fit_given(x, bias=bias)
     sizes = _check_filter(x, weight, bias, "B D")
-    _check_shape("state", state, (sizes["B"], sizes["D"], sizes["K"] - 1))
+    expect("state", state, (sizes["B"], sizes["D"], sizes["K"] - 1))
     silu = _is_silu(activation)
     if not state.flags.writeable:
         raise ArgumentError("state is read-only")

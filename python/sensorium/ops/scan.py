@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from .._validate import as_array, as_floats, check_dims
-from ..errors import ArgumentError, DTypeError, ShapeError
+from ..errors import ArgumentError, ShapeError
 from ._packed import check_packing
-from ._tensor import finish, place
+from ._tensor import check_state, expect, finish, optional, place, same_dtype
 
 __all__ = ["SelectiveScanGrads", "selective_scan", "selective_scan_backward", "selective_state_update"]
 
@@ -50,21 +50,6 @@ def _strided(name: str, value: ArrayLike) -> Array:
     return contiguous
 
 
-def _optional(name: str, value: ArrayLike | None) -> Array | None:
-    return None if value is None else as_floats(**{name: value})[0]
-
-
-def _same_dtype(other: str, dtype: np.dtype[Any], **arrays: Array | None) -> None:
-    for name, array in arrays.items():
-        if array is not None and array.dtype != dtype:
-            raise DTypeError(f"{name} has dtype {array.dtype} but {other} has {dtype}")
-
-
-def _expect(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
-    if array is not None and array.shape != shape:
-        raise ShapeError(f"{name} has shape {array.shape}, expected {shape}")
-
-
 @dataclass(frozen=True, slots=True)
 class _Call:
     """Arguments as the kernels take them."""
@@ -81,13 +66,13 @@ def _coefficient_shape(name: str, array: Array, sizes: tuple[int, int, int, int]
     """Return the number of groups of ``B`` or ``C``, None where it is constant."""
     B, D, L, S = sizes
     if array.ndim == 2:
-        _expect(name, array, (D, S))
+        expect(name, array, (D, S))
         return None
     if array.ndim not in (3, 4):
         raise ShapeError(f"{name} has shape {array.shape}, expected 2, 3 or 4 dimensions")
     groups = 1 if array.ndim == 3 else array.shape[2 if last else 1]
     group = () if array.ndim == 3 else (groups,)
-    _expect(name, array, (B, L, *group, S) if last else (B, *group, S, L))
+    expect(name, array, (B, L, *group, S) if last else (B, *group, S, L))
     if D and (not groups or D % groups):
         raise ArgumentError(f"{name} has G={groups}, which does not divide D={D} of u")
     return groups
@@ -111,22 +96,22 @@ def _call(
     """Check everything against everything."""
     u, delta, A = _strided("u", u), _strided("delta", delta), as_floats(A=A)[0]
     B, C = (_strided(n, v) if np.ndim(v) > 2 else as_floats(**{n: v})[0] for n, v in (("B", B), ("C", C)))
-    D, delta_bias = _optional("D", D), _optional("delta_bias", delta_bias)
-    initial_state = _optional("initial_state", initial_state)
+    D, delta_bias = optional("D", D), optional("delta_bias", delta_bias)
+    initial_state = optional("initial_state", initial_state)
     z = None if z is None else _strided("z", z)
-    _same_dtype("u", u.dtype, delta=delta, A=A, B=B, C=C, D=D, z=z)
-    _same_dtype("u", u.dtype, delta_bias=delta_bias, initial_state=initial_state)
+    same_dtype("u", u.dtype, delta=delta, A=A, B=B, C=C, D=D, z=z)
+    same_dtype("u", u.dtype, delta_bias=delta_bias, initial_state=initial_state)
     dims = "B L D" if channels_last else "B D L"
     found = check_dims(f"{dims}, {dims}, D S", u=u, delta=delta, A=A)
     sizes = batch, channels, length, state = found["B"], found["D"], found["L"], found["S"]
     groups = {_coefficient_shape(n, a, sizes, channels_last) for n, a in (("B", B), ("C", C))} - {None}
     if len(groups) > 1:
         raise ShapeError(f"C has shape {C.shape}, expected as many groups as B of shape {B.shape}")
-    _expect("D", D, (channels,))
-    _expect("z", z, u.shape)
-    _expect("delta_bias", delta_bias, (channels,))
+    expect("D", D, (channels,))
+    expect("z", z, u.shape)
+    expect("delta_bias", delta_bias, (channels,))
     ids, offsets, states = check_packing(batch, length, seq_idx, cu_seqlens)
-    _expect("initial_state", initial_state, (states, channels, state))
+    expect("initial_state", initial_state, (states, channels, state))
     given = ((u, delta, A, B, C), (D, z, delta_bias, initial_state), (ids, offsets))
     return _Call((*given, (bool(delta_softplus), bool(channels_last))), (states, channels, state))
 
@@ -299,14 +284,12 @@ def selective_scan_backward(
     )
     grad_out = _strided("grad_out", grad_out)
     grad_last_state, checkpoints = (
-        _optional("grad_last_state", grad_last_state),
-        _optional("checkpoints", checkpoints),
+        optional("grad_last_state", grad_last_state),
+        optional("checkpoints", checkpoints),
     )
-    _same_dtype(
-        "u", call.u.dtype, grad_out=grad_out, grad_last_state=grad_last_state, checkpoints=checkpoints
-    )
-    _expect("grad_out", grad_out, call.u.shape)
-    _expect("grad_last_state", grad_last_state, call.states)
+    same_dtype("u", call.u.dtype, grad_out=grad_out, grad_last_state=grad_last_state, checkpoints=checkpoints)
+    expect("grad_out", grad_out, call.u.shape)
+    expect("grad_last_state", grad_last_state, call.states)
     always, sometimes = _core.selective_scan_backward(grad_out, call.given, grad_last_state, checkpoints)
     return SelectiveScanGrads(*always, *sometimes)
 
@@ -360,26 +343,21 @@ def selective_state_update(
     >>> y[0, 0], state[0, 0, 0]
     (np.float64(1.75), np.float64(1.75))
     """
-    if not isinstance(state, np.ndarray):
-        raise DTypeError(f"state must be an ndarray, not {type(state).__name__}")
-    if state.dtype.char not in "fd" or not state.dtype.isnative:
-        raise DTypeError(f"state has dtype {state.dtype}, expected float32 or float64, in native order")
-    if not (state.flags.writeable and state.flags.c_contiguous and state.flags.aligned):
-        raise ArgumentError("state must be writeable and contiguous, to be updated in place")
+    check_state(state)
     x, dt, A, B, C = as_floats(x=x, dt=dt, A=A, B=B, C=C)
-    D, z, dt_bias = _optional("D", D), _optional("z", z), _optional("dt_bias", dt_bias)
-    _same_dtype("state", state.dtype, x=x, D=D, z=z, dt_bias=dt_bias)
+    D, z, dt_bias = optional("D", D), optional("z", z), optional("dt_bias", dt_bias)
+    same_dtype("state", state.dtype, x=x, D=D, z=z, dt_bias=dt_bias)
     if not (state.ndim == 3 and state.shape[:2] == x.shape == dt.shape and state.shape[1:] == A.shape):
         check_dims("B D S, B D, B D, D S", state=state, x=x, dt=dt, A=A)  # Finds the words: 3 microseconds.
     batch, channels, size = state.shape
     if B.ndim not in (2, 3):
         raise ShapeError(f"B has shape {B.shape}, expected 2 or 3 dimensions")
     groups = B.shape[1] if B.ndim == 3 else 1
-    _expect("B", B, (batch, groups, size) if B.ndim == 3 else (batch, size))
-    _expect("C", C, B.shape)
+    expect("B", B, (batch, groups, size) if B.ndim == 3 else (batch, size))
+    expect("C", C, B.shape)
     if channels and (not groups or channels % groups):
         raise ArgumentError(f"B has G={groups}, which does not divide D={channels} of state")
-    _expect("D", D, (channels,))
-    _expect("z", z, x.shape)
-    _expect("dt_bias", dt_bias, (channels,))
+    expect("D", D, (channels,))
+    expect("z", z, x.shape)
+    expect("dt_bias", dt_bias, (channels,))
     return _core.selective_state_update(state, [x, dt, A, B, C], [D, z, dt_bias], bool(dt_softplus))

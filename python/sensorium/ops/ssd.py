@@ -14,7 +14,7 @@ from .. import _core
 from .._validate import as_floats, check_dims, check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._packed import check_packing
-from ._tensor import finish, place, tensor
+from ._tensor import check_state, expect, finish, optional, place, same_dtype, tensor
 
 __all__ = ["SSDGrads", "ssd", "ssd_backward", "ssd_state_update"]
 
@@ -61,16 +61,6 @@ def _rows(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def _same_dtype(dtype: np.dtype[Any], **arrays: Array | None) -> None:
-    for name, array in arrays.items():
-        if array is not None and array.dtype != dtype:
-            raise DTypeError(f"{name} has dtype {array.dtype} but x has {dtype}")
-
-
-def _optional(name: str, value: ArrayLike | None) -> Array | None:
-    return None if value is None else as_floats(**{name: value})[0]
-
-
 @dataclass(frozen=True, slots=True)
 class _Call:
     """Arguments as the kernels take them."""
@@ -105,10 +95,10 @@ def _call(
     """Check everything against everything."""
     x, B, C = _rows("x", x), _rows("B", B), _rows("C", C)
     dt, A = as_floats(dt=dt)[0], as_floats(A=A)[0]
-    D, dt_bias = _optional("D", D), _optional("dt_bias", dt_bias)
-    initial_states = _optional("initial_states", initial_states)
+    D, dt_bias = optional("D", D), optional("dt_bias", dt_bias)
+    initial_states = optional("initial_states", initial_states)
     z = None if z is None else _rows("z", z)
-    _same_dtype(x.dtype, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states)
+    same_dtype("x", x.dtype, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states)
     sizes = check_dims("B L H P, B L H, H, B L G S, B L G S", x=x, dt=dt, A=A, B=B, C=C)
     batch, length, heads, width, groups, state = (sizes[k] for k in "BLHPGS")
     if heads and (not groups or heads % groups):
@@ -121,8 +111,7 @@ def _call(
         check_dims("B L H, H", dt=dt, dt_bias=dt_bias)
     ids, offsets, states = check_packing(batch, length, seq_idx, cu_seqlens)
     shape = (states, heads, width, state)
-    if initial_states is not None and initial_states.shape != shape:
-        raise ShapeError(f"initial_states has shape {initial_states.shape}, expected {shape}")
+    expect("initial_states", initial_states, shape)
     chunk = _CHUNK if chunk_size is None else check_integer("chunk_size", chunk_size, least=1)
     return _Call(
         (x, dt, A, B, C),
@@ -311,13 +300,14 @@ def ssd_backward(
         x, dt, A, B, C, chunk_size, D, z, dt_bias, dt_softplus, initial_states, seq_idx, cu_seqlens, dt_limit
     )
     grad_out = _rows("grad_out", grad_out)
-    grad_final_states = _optional("grad_final_states", grad_final_states)
-    checkpoints = _optional("checkpoints", checkpoints)
-    _same_dtype(call.x.dtype, grad_out=grad_out, grad_final_states=grad_final_states, checkpoints=checkpoints)
+    grad_final_states = optional("grad_final_states", grad_final_states)
+    checkpoints = optional("checkpoints", checkpoints)
+    same_dtype(
+        "x", call.x.dtype, grad_out=grad_out, grad_final_states=grad_final_states, checkpoints=checkpoints
+    )
     if grad_out.shape != call.x.shape:
         raise ShapeError(f"grad_out has shape {grad_out.shape}, expected {call.x.shape} to fit x")
-    if grad_final_states is not None and grad_final_states.shape != call.states:
-        raise ShapeError(f"grad_final_states has shape {grad_final_states.shape}, expected {call.states}")
+    expect("grad_final_states", grad_final_states, call.states)
     grads = _core.ssd_backward(
         grad_out, grad_final_states, call.five, call.options, call.steps, call.packing, checkpoints
     )
@@ -378,20 +368,10 @@ def ssd_state_update(
     >>> y[0, 0, 0], state[0, 0, 0, 0]
     (np.float64(1.75), np.float64(1.75))
     """
-    if not isinstance(state, np.ndarray):
-        raise DTypeError(f"state must be an ndarray, not {type(state).__name__}")
-    if state.dtype not in (np.float32, np.float64) or not state.dtype.isnative:
-        raise DTypeError(f"state has dtype {state.dtype}, expected float32 or float64, in native order")
-    if not (state.flags.writeable and state.flags.c_contiguous and state.flags.aligned):
-        raise ArgumentError("state must be writeable and contiguous, to be updated in place")
+    check_state(state)
     x, dt, A, B, C = (as_floats(**{k: v})[0] for k, v in (("x", x), ("dt", dt), ("A", A), ("B", B), ("C", C)))
-    D, z, dt_bias = _optional("D", D), _optional("z", z), _optional("dt_bias", dt_bias)
-    dtype = state.dtype
-    for name, array in (("x", x), ("dt", dt), ("A", A), ("B", B), ("C", C), ("D", D), ("z", z)):
-        if array is not None and array.dtype != dtype:
-            raise DTypeError(f"{name} has dtype {array.dtype} but state has {dtype}")
-    if dt_bias is not None and dt_bias.dtype != dtype:
-        raise DTypeError(f"dt_bias has dtype {dt_bias.dtype} but state has {dtype}")
+    D, z, dt_bias = optional("D", D), optional("z", z), optional("dt_bias", dt_bias)
+    same_dtype("state", state.dtype, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
     _check_step(state, x, dt, A, B, C, D, z, dt_bias)
     return _core.ssd_step(state, (x, dt, A, B, C), D, z, dt_bias, (bool(dt_softplus), *_limit(dt_limit)))
 
