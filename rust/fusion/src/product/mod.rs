@@ -16,6 +16,22 @@
 //! writes gradients: nothing is kept between the two. The noise `e` is drawn by position ([`noise`](crate::noise)), and
 //! drawn again by the backward. Tasks are some rows each; only the gradient of a given prior is a sum over rows, of
 //! partial sums in the order of tasks, so that results do not depend on the number of threads.
+//!
+//! # The ladder
+//! Nanoseconds an element of `f32`, two experts and the prior, 8,192 elements that lie in the second-level cache, one core of
+//! a Zen 4 at AVX-512 that others kept busy: product; backward of the product; backward of the posterior, noise given.
+//!
+//! | form | product | backward | posterior's |
+//! |---|---|---|---|
+//! | maximum, three exponentials, logarithm and division apart, a vector at a time | 1.54 | 1.90 | 2.93 |
+//! | relative to the last expert: two exponentials; one division; powers without the range that cannot occur | 1.26 | 1.63 | 2.52 |
+//! | the same, two vectors at a time | 1.12 | 1.27 | 2.08 |
+//! | an estimate and a step of Newton's for the division | 1.15 | 1.22 | 2.05 |
+//!
+//! The last is within the noise and is not kept: what is left is multiplications, 11 an expert and 15 of the logarithm,
+//! and the caches. Rows of 32 take 15 % more an element than rows of 1,024. Noise that is drawn costs 0.87 an element,
+//! half of which is Philox. Five experts backward take 4.7: their 20 streams fall on the same sets of the cache
+//! where `B D` is a power of two.
 
 mod backward;
 mod forward;
