@@ -11,12 +11,12 @@ import argparse
 import datetime
 import json
 import math
-import statistics
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benches" / "results" / "late_fusion.json"
@@ -38,7 +38,6 @@ FUSED, JOINED, ANEW = "late fusion", "concatenation, mean imputed", "concatenati
 INDEPENDENT, POOLED = "late fusion, correlation 0", "late fusion, correlation 1"
 LOOSE = "half missing, in training too"
 DRAWS = 10  # Each row is asked this often where what it lacks is random.
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of splits.
 
 
 def load(name: str) -> tuple[Any, Any]:
@@ -219,12 +218,6 @@ def measure() -> None:
         "scikit-learn": sklearn.__version__,
     }
     KEPT.write_text(json.dumps({"about": about, "runs": runs}, indent=1) + "\n")
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t over the splits."""
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
 
 
 def pick(runs: list[dict[str, Any]], what: str, **where: str) -> list[float]:

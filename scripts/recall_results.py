@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_results import replace, save
-from results import processor
+from results import interval, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
@@ -36,15 +36,6 @@ MODELS: dict[str, tuple[str | tuple[str, ...], bool]] = {
     "mamba2, then attention with a short window": (("mamba2", "attention"), True),
 }
 LONGER = 4
-T_95 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-}  # Student's t, by number of runs.
 
 
 @contextmanager
@@ -89,14 +80,6 @@ def measure(seeds: list[int], models: list[str]) -> None:
             print(
                 f"{name}, seed {seed}: {far['accuracy']:.3f} of {far['questions']} far questions", flush=True
             )
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t over the runs."""
-    if len(values) < 2:
-        return values[0], math.nan
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
 
 
 def share(values: list[float]) -> str:

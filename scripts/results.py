@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import platform
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
@@ -44,6 +47,14 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t over the runs; NaN for a single run."""
+    if len(values) < 2:
+        return values[0], math.nan
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), float(half)
 
 
 def measure(seeds: list[int], seconds: float, images: str) -> None:

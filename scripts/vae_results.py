@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_results import replace, save
-from recall_results import interval
-from results import processor
+from results import interval, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
