@@ -367,8 +367,10 @@ def foot(data: dict[str, Any]) -> str:
     about = data["about"]
     seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in data["runs"]}))
     first = data["runs"][0]
+    few = [name for name in KINDS if 0 < len(runs_of(data, name)) < len(seeds.split(", "))]
+    but = "".join(f"; {name}: {len(runs_of(data, name))} of the seeds" for name in few)
     return (
-        f"Seeds {seeds}, with 95 % intervals of Student's t over them; {first['steps']:,} steps, "
+        f"Seeds {seeds}, with 95 % intervals of Student's t over them{but}; {first['steps']:,} steps, "
         f"{first['threads']} thread; {about['held_out']} held-out rows. {about['processor']}, "
         f"{about['isa']}; version {about['version']}, {about['date']}."
     )
