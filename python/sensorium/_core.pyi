@@ -228,6 +228,25 @@ def linear_scan_backward(
     channels_last: bool,
 ) -> tuple[_Array, _Array, _Array | None]: ...
 def matmul(a: _Array, b: _Array, transposed_a: bool, transposed_b: bool) -> _Array: ...
+def mixture_of_products(
+    mu: Sequence[_Array],
+    logvar: Sequence[_Array],
+    how: _Fused,
+    draw: tuple[_Array | None, _Array],
+    noise: _Array | None,
+    seed: int | None,
+    results: tuple[_Array, _Array],
+) -> None: ...
+def mixture_of_products_backward(
+    mu: Sequence[_Array],
+    logvar: Sequence[_Array],
+    how: _Fused,
+    draw: tuple[_Array | None, _Array],
+    noise: _Array | None,
+    seed: int | None,
+    grads: tuple[_Array, _Array],
+    wanted: tuple[_Array, _Array, _Array | None, _Array | None],
+) -> None: ...
 def norm(
     x: _Array, weight: _Array, bias: _Array | None, eps: float, centred: bool
 ) -> tuple[_Array, _Array | None, _Array]: ...

@@ -17,6 +17,9 @@ from ._gaussian import gaussian_kl as gaussian_kl
 from ._gaussian import gaussian_log_prob as gaussian_log_prob
 from ._gaussian import gaussian_wasserstein as gaussian_wasserstein
 from ._gradient import value_and_grad as value_and_grad
+from ._mixture import gaussian_mixture_log_prob as gaussian_mixture_log_prob
+from ._mixture import mixture_of_experts as mixture_of_experts
+from ._mixture import mixture_of_products as mixture_of_products
 from ._nn import cross_entropy as cross_entropy
 from ._nn import embedding as embedding
 from ._nn import gated_rms_norm as gated_rms_norm

@@ -33,6 +33,15 @@ from .linalg import matmul as matmul
 from .linear_scan import GatedLinearScanGrads as GatedLinearScanGrads
 from .linear_scan import gated_linear_scan as gated_linear_scan
 from .linear_scan import gated_linear_scan_backward as gated_linear_scan_backward
+from .mixture import MixtureOfProducts as MixtureOfProducts
+from .mixture import MixtureOfProductsGrads as MixtureOfProductsGrads
+from .mixture import MixtureSample as MixtureSample
+from .mixture import SubsetProducts as SubsetProducts
+from .mixture import gaussian_mixture_log_prob as gaussian_mixture_log_prob
+from .mixture import mixture_of_experts as mixture_of_experts
+from .mixture import mixture_of_products as mixture_of_products
+from .mixture import mixture_of_products_backward as mixture_of_products_backward
+from .mixture import subset_products as subset_products
 from .nn import cross_entropy as cross_entropy
 from .nn import cross_entropy_backward as cross_entropy_backward
 from .nn import embedding as embedding

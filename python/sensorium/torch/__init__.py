@@ -26,6 +26,8 @@ from ._fusion import fused_posterior as fused_posterior
 from ._fusion import product_of_experts as product_of_experts
 from ._layouts import layout_tensor as layout_tensor
 from ._linear_scan import gated_linear_scan as gated_linear_scan
+from ._mixture import MixtureOfProducts as MixtureOfProducts
+from ._mixture import mixture_of_products as mixture_of_products
 from ._nn import cross_entropy as cross_entropy
 from ._nn import embedding as embedding
 from ._nn import gelu as gelu

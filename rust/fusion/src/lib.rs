@@ -9,5 +9,6 @@
 mod experts;
 pub mod noise;
 pub mod product;
+pub mod subsets;
 
 pub use experts::{Dims, Experts, Prior, Rows};

@@ -17,6 +17,7 @@ mod rotary;
 mod scan;
 mod search;
 mod ssd;
+mod subsets;
 mod tensor;
 mod ttt;
 
@@ -50,6 +51,8 @@ mod _core {
     use super::search::SearchTree;
     #[pymodule_export]
     use super::ssd::{ssd_backward, ssd_forward, ssd_step};
+    #[pymodule_export]
+    use super::subsets::{mixture_of_products, mixture_of_products_backward};
     #[pymodule_export]
     use super::ttt::{ttt_backward, ttt_forward};
     use pyo3::prelude::*;
