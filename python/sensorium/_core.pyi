@@ -169,6 +169,20 @@ def cross_entropy_backward(
 def elementary(x: _Array, name: str) -> _Array: ...
 def embedding(table: _Array, indices: _Array) -> _Array: ...
 def embedding_backward(grad: _Array, indices: _Array, v: int) -> _Array: ...
+def fit(
+    law: str,
+    x: _Array,
+    y: _Array,
+    weights: _Array,
+    starts: _Array,
+    y_row: _Array | None,
+    weight_row: _Array | None,
+    delta: float,
+    free: Sequence[bool],
+    steps: int,
+) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...
+def fit_laws() -> list[tuple[str, int, int]]: ...
+def fit_predict(law: str, theta: _Array, x: _Array, slopes: bool) -> tuple[_Array, _Array | None]: ...
 def fuse(
     mu: Sequence[_Array],
     logvar: Sequence[_Array],

@@ -118,6 +118,26 @@ impl Law<5, 15> for Chinchilla {
     }
 }
 
+/// Runs `$body` with `$law` the formula of `$family`, and the numbers of its parameters and second derivatives.
+macro_rules! with_law {
+    ($family:expr, |$law:ident, $P:ident, $H:ident| $body:expr) => {
+        with_law!(@ $family, $law, $P, $H, $body;
+            Chinchilla 5 15, Kaplan 4 10, DataConstrained 6 21, OverTraining 4 10, Power 2 3, PowerFloor 3 6,
+            BrokenPower 6 21, JointCompute 4 10, SaturatingExponential 2 3, InverseRoot 3 6, Sigmoid 4 10)
+    };
+    (@ $family:expr, $law:ident, $P:ident, $H:ident, $body:expr; $($name:ident $p:literal $h:literal),*) => {
+        match $family {
+            $($crate::laws::Family::$name => {
+                const $P: usize = $p;
+                const $H: usize = $h;
+                let $law = $crate::laws::$name;
+                $body
+            })*
+        }
+    };
+}
+pub(crate) use with_law;
+
 /// A law over jets of its parameters.
 macro_rules! law {
     ($name:ident, $p:literal, $h:literal, |$t:ident, $x:ident| $formula:expr) => {

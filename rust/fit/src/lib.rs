@@ -11,8 +11,10 @@
 mod jet;
 mod laws;
 mod newton;
+mod predict;
 mod problem;
 mod real;
 
 pub use laws::{Family, LAWS};
+pub use predict::predict;
 pub use problem::{Data, Ends, Options, Problems, minimise};

@@ -1,9 +1,6 @@
 //! Problems in, ends out: blocks of problems go to threads, and through the lanes of each.
 
-use crate::laws::{
-    BrokenPower, Chinchilla, DataConstrained, Family, InverseRoot, JointCompute, Kaplan, Law, OverTraining,
-    Power, PowerFloor, SaturatingExponential, Sigmoid,
-};
+use crate::laws::{Family, Law, with_law};
 use crate::newton::{BEGIN, Lanes, Model, Points, lanes, with_lane};
 use crate::real::Real;
 use sensorium_core::error::{check_len, product};
@@ -92,19 +89,7 @@ pub fn minimise(
         hessian: Disjoint::new(ends.hessian),
         steps: Disjoint::new(ends.steps),
     };
-    match family {
-        Family::Chinchilla => all.run::<_, 5, 15>(Chinchilla),
-        Family::Kaplan => all.run::<_, 4, 10>(Kaplan),
-        Family::DataConstrained => all.run::<_, 6, 21>(DataConstrained),
-        Family::OverTraining => all.run::<_, 4, 10>(OverTraining),
-        Family::Power => all.run::<_, 2, 3>(Power),
-        Family::PowerFloor => all.run::<_, 3, 6>(PowerFloor),
-        Family::BrokenPower => all.run::<_, 6, 21>(BrokenPower),
-        Family::JointCompute => all.run::<_, 4, 10>(JointCompute),
-        Family::SaturatingExponential => all.run::<_, 2, 3>(SaturatingExponential),
-        Family::InverseRoot => all.run::<_, 3, 6>(InverseRoot),
-        Family::Sigmoid => all.run::<_, 4, 10>(Sigmoid),
-    }
+    with_law!(family, |law, P, H| all.run::<_, P, H>(law));
     Ok(())
 }
 

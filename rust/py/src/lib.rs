@@ -9,6 +9,7 @@ mod conv;
 mod core;
 mod decode;
 mod door;
+mod fit;
 mod fusion;
 mod linear_scan;
 mod nn;
@@ -33,6 +34,8 @@ mod _core {
     #[pymodule_export]
     use super::decode::attention_decode;
     use super::door;
+    #[pymodule_export]
+    use super::fit::{fit, fit_laws, fit_predict};
     #[pymodule_export]
     use super::fusion::{fuse, fuse_backward, normal_numbers};
     #[pymodule_export]

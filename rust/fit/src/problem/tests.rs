@@ -1,6 +1,7 @@
 use super::*;
-use crate::jet::{Jet, at};
+use crate::jet::at;
 use crate::laws::LAWS;
+use crate::predict::predict;
 use sensorium_core::rng::Stream;
 use sensorium_core::{Level, isa};
 use std::sync::{Mutex, PoisonError};
@@ -79,43 +80,11 @@ fn solve(family: Family, data: Data<'_>, problems: Problems<'_>, options: Option
     Ok(solved)
 }
 
-/// The value that a law predicts, by taking no step at all: the objective of least squares against zero.
-fn predict(family: Family, theta: &[f64], x: &[f64]) -> f64 {
-    struct One<'a>(Family, &'a [f64], &'a [f64]);
-    impl Kernel<f64> for One<'_> {
-        type Output = f64;
-        #[inline(always)]
-        fn run<S: Simd<f64>>(self, s: S) -> f64 {
-            fn value<S: Simd<f64>, L: Law<P, H>, const P: usize, const H: usize>(
-                s: S,
-                law: L,
-                theta: &[f64],
-                x: &[f64],
-            ) -> f64 {
-                let mut t = [Real::splat(s, 0.0); P];
-                for i in 0..P {
-                    t[i] = Real::splat(s, theta[i]);
-                }
-                let jet: Jet<S, P, H> = law.jet(&t, x);
-                lanes(jet.value)[0]
-            }
-            let Self(family, theta, x) = self;
-            match family {
-                Family::Chinchilla => value::<S, _, 5, 15>(s, Chinchilla, theta, x),
-                Family::Kaplan => value::<S, _, 4, 10>(s, Kaplan, theta, x),
-                Family::DataConstrained => value::<S, _, 6, 21>(s, DataConstrained, theta, x),
-                Family::OverTraining => value::<S, _, 4, 10>(s, OverTraining, theta, x),
-                Family::Power => value::<S, _, 2, 3>(s, Power, theta, x),
-                Family::PowerFloor => value::<S, _, 3, 6>(s, PowerFloor, theta, x),
-                Family::BrokenPower => value::<S, _, 6, 21>(s, BrokenPower, theta, x),
-                Family::JointCompute => value::<S, _, 4, 10>(s, JointCompute, theta, x),
-                Family::SaturatingExponential => value::<S, _, 2, 3>(s, SaturatingExponential, theta, x),
-                Family::InverseRoot => value::<S, _, 3, 6>(s, InverseRoot, theta, x),
-                Family::Sigmoid => value::<S, _, 4, 10>(s, Sigmoid, theta, x),
-            }
-        }
-    }
-    <f64 as Float>::dispatch(One(family, theta, x))
+/// What a law predicts for one point.
+fn value(family: Family, theta: &[f64], x: &[f64]) -> f64 {
+    let mut out = [0.0];
+    predict(family, theta, x, &mut out, None).unwrap();
+    out[0]
 }
 
 /// Each law, written as people write it.
@@ -159,7 +128,7 @@ fn laws_are_their_formulas_at_every_level() {
         for (name, family, _, width) in LAWS {
             let theta = planted(family);
             for x in features(family, 20, 3).chunks(width) {
-                let (got, want) = (predict(family, &theta, x), plainly(family, &theta, x));
+                let (got, want) = (value(family, &theta, x), plainly(family, &theta, x));
                 assert!((got - want).abs() <= 1e-12 * (1.0 + want.abs()), "{name} {level:?} {got} {want}");
             }
         }
@@ -181,7 +150,16 @@ fn derivatives_are_those_of_the_objective() {
         };
         let theta = planted(family);
         let here = at_point(&theta);
+        let (mut values, mut slopes) = (vec![0.0; 7], vec![0.0; 7 * parameters]);
+        predict(family, &theta, &x, &mut values, Some(&mut slopes)).unwrap();
         for i in 0..parameters {
+            let of_objective: f64 = (0..7)
+                .map(|k| weights[k] * (values[k] - y[k]).clamp(-0.37, 0.37) * slopes[k * parameters + i])
+                .sum();
+            assert!(
+                (of_objective - here.gradient[i]).abs() < 1e-10 * (1.0 + of_objective.abs()),
+                "{name} {i}"
+            );
             let h = 1e-5;
             let (mut up, mut down) = (theta.clone(), theta.clone());
             up[i] += h;
