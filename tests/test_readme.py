@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), 
 
 
 def test_the_readme_has_its_examples():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 6
     assert "seconds=30" in BLOCKS[0]
 
 
@@ -28,6 +28,13 @@ def test_an_example_runs(block, tmp_path, monkeypatch):
         assert names["y"].shape == names["u"].shape
         assert names["y_next"].shape == names["u"].shape[::2]
         assert np.isfinite(names["y_next"]).all()
+    elif "fused" in names:
+        assert names["fused"].z.shape == (4, 16)
+        assert np.isfinite(names["fused"].kl).all()
+    elif "outcome" in names:
+        assert abs(names["outcome"].answer - 3) < 1
+    elif "law" in names:
+        assert abs(names["law"].alpha_ - 0.3) < 1e-3
     else:
         assert names["out"].shape == names["q"].shape
         assert (tmp_path / "layout.png").stat().st_size > 1000

@@ -207,11 +207,7 @@ def test_weights_count_points():
 
 def test_threads_do_not_matter():
     X, y = chinchilla(40, 0.01)
-    with (
-        sensorium.num_threads(1)
-        if callable(getattr(sensorium, "num_threads", None))
-        else warnings.catch_warnings()
-    ):
+    with sensorium.num_threads(1):
         one = scaling.ChinchillaLaw().fit(X, y)
     many = scaling.ChinchillaLaw().fit(X, y)
     np.testing.assert_array_equal(one.ends_.theta, many.ends_.theta)

@@ -523,7 +523,7 @@ class Law(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         ends = []
         for sign in (-1.0, 1.0):
             inner = float(self._theta[j])
-            steps = 1e-4 * (1 + abs(inner)) * 2.0 ** np.arange(24)
+            steps: Floats = 1e-4 * (1 + abs(inner)) * np.exp2(np.arange(24, dtype=np.float64))
             risen = self._profile(j, inner + sign * steps) > most
             if not risen.any():
                 ends.append(sign * np.inf)
@@ -532,8 +532,8 @@ class Law(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             low = inner + sign * steps[first - 1] if first else inner
             high = inner + sign * steps[first]
             for _ in range(3):
-                at: Floats = np.linspace(low, high, 18, dtype=np.float64)
-                over = self._profile(j, at) > most
+                at = np.linspace(low, high, 18, dtype=np.float64)
+                over = self._profile(j, np.asarray(at, dtype=np.float64)) > most
                 over[-1] = True
                 k = max(int(np.argmax(over)), 1)
                 low, high = float(at[k - 1]), float(at[k])
