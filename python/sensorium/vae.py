@@ -232,15 +232,13 @@ def fit(
 def _rows(config: Config, data: Batch, mask: Mask) -> Rows:
     """Return the rows that have an item."""
     rows = read_rows(config, data, mask, np.float32)
-    there = rows.present.any(axis=0)
+    there = np.logical_or.reduce(rows.present)
     if not there.any():
         raise ArgumentError("data has no row with an item that is there")
     for name, present in zip(config.names, rows.present, strict=True):
         if not present.any():
             raise ArgumentError(f"data has no {name}, so that nothing can be learnt of it")
-    if there.all():
-        return rows
-    return Rows({name: a[there] for name, a in rows.values.items()}, rows.present[:, there])
+    return rows.take(there)
 
 
 def _fingerprint(rows: Rows) -> str:

@@ -21,7 +21,7 @@ from ...errors import ArgumentError
 from .config import Config
 from .likelihood import log_prob
 from .network import Expert, Params, decode, dtype_of, encode_rows, log_scale
-from .posterior import log_mixture, log_shares, stacked, subset_products, subsets
+from .posterior import stacked, subset_products, subsets
 from .rows import Batch, Mask, Rows, read_rows
 
 __all__ = ["loss"]
@@ -82,7 +82,8 @@ def loss(
     ['a', 'kl']
     """
     rows = read_rows(config, batch, mask, dtype_of(params))
-    if not rows.present.any():
+    rows = rows.take(np.logical_or.reduce(rows.present))
+    if not len(rows):
         raise ArgumentError("mask leaves no item in batch")
     beta = config.beta if beta is None else beta
     experts = encode_rows(params, config, rows)
@@ -112,17 +113,6 @@ def _components(config: Config, present: NDArray[np.bool_]) -> _Passes:
     return _shared(inside & whole)
 
 
-def _drawn(config: Config, present: NDArray[np.bool_], rng: np.random.Generator) -> _Passes:
-    """Return one component for each row, each as often as its weight says."""
-    every = _components(config, present)
-    C, B = every.weight.shape
-    at = (rng.permutation(B) + rng.random()) / B
-    share = every.weight / np.maximum(every.weight.sum(axis=0), 1e-30)
-    which = np.minimum((at >= np.cumsum(share, axis=0)).sum(axis=0), C - 1)
-    given = every.given[which, :, np.arange(B)].T
-    return _shared(given[None])
-
-
 def _shared(given: NDArray[np.bool_], part_weight: float = 1.0) -> _Passes:
     """Weigh rows equally, and the posteriors in each, but for ``part_weight``, that of all after the first.
 
@@ -134,18 +124,37 @@ def _shared(given: NDArray[np.bool_], part_weight: float = 1.0) -> _Passes:
     return _Passes(given, weight)
 
 
+def _products(
+    config: Config, present: NDArray[np.bool_], mu: Any, logvar: Any, rng: np.random.Generator
+) -> tuple[_Passes, Any, Any]:
+    """Return samples ``(P, B, D)`` of the products of a step, and their divergences ``(P, B)``."""
+    passes = _passes(config, present, rng)
+    P, M, B = passes.given.shape
+    mu, logvar = (anp.concatenate([a] * P, axis=1) for a in (mu, logvar))  # (M, P B, D)
+    mask = passes.given.transpose(1, 0, 2).reshape(M, P * B)
+    z, kl, *_ = ad.fused_posterior(mu, logvar, mask=mask, rng=rng, moments=False)
+    return passes, anp.reshape(z, (P, B, config.latent_dim)), anp.reshape(kl, (P, B))
+
+
+def _one_of_the_products(
+    config: Config, present: NDArray[np.bool_], mu: Any, logvar: Any, rng: np.random.Generator
+) -> tuple[_Passes, Any, Any]:
+    """Return a sample of one subset's product, and the mean divergence of all."""
+    z, kl, component = ad.mixture_of_products(mu, logvar, mask=present, rng=rng)
+    M = len(present)
+    inside = np.array([[m in subset for m in range(M)] for subset in subsets(M)])
+    return _shared(inside[component].T[None]), z[None], kl[None]
+
+
 def _analytic(
     params: Params, config: Config, rows: Rows, experts: dict[str, Expert], beta: float, rng: Any
 ) -> tuple[Any, dict[str, Any]]:
     """One sample of each posterior; divergences in closed form."""
     dtype = dtype_of(params)
-    pick = _passes if config.posterior == "product" else _drawn
-    passes = pick(config, rows.present, rng)
-    P, M, B = passes.given.shape
-    mu, logvar = (anp.concatenate([a] * P, axis=1) for a in stacked(experts))  # (M, P B, D)
-    mask = passes.given.transpose(1, 0, 2).reshape(M, P * B)
-    z, kl, *_ = ad.fused_posterior(mu, logvar, mask=mask, rng=rng, moments=False)
-    z, kl = anp.reshape(z, (P, B, config.latent_dim)), anp.reshape(kl, (P, B))
+    passes, z, kl = (_products if config.posterior == "product" else _one_of_the_products)(
+        config, rows.present, *stacked(experts), rng
+    )
+    P, _, B = passes.given.shape
     targets = _targets(config, rows, passes)
     total = np.zeros((P, B), dtype)
     parts: dict[str, Any] = {}
@@ -182,9 +191,7 @@ def _weighted(
     if config.posterior == "product":
         log_q = ad.gaussian_log_prob(z, mu, logvar)
     else:
-        there = passes.given.any(axis=1)
-        there = there | ((np.arange(P)[:, None] == 0) & ~there.any(axis=0))  # Rows of weight 0: any density.
-        log_q = log_mixture(z, mu, logvar, log_shares(there))
+        log_q = ad.gaussian_mixture_log_prob(z, mu, logvar, mask=passes.given.any(axis=1))
     ratio = ad.gaussian_log_prob(z) - log_q  # (K, P, B)
     targets = _targets(config, rows, passes)
     total = np.zeros((K, P, B), dtype)

@@ -23,7 +23,6 @@ from .rows import Batch, Mask, chosen, read_rows
 __all__ = [
     "Posterior",
     "components",
-    "log_mixture",
     "posterior",
     "stacked",
     "subsets",
@@ -62,12 +61,9 @@ class Posterior:
 
     def log_prob(self, z: NDArray[Any]) -> NDArray[np.float64]:
         """Return the log-density ``(..., B)`` of latents ``z (..., B, D)``."""
-        by_component = [
-            ops.gaussian_log_prob(z, mu, logvar).astype(np.float64) + log_weight
-            for mu, logvar, log_weight in zip(self.means, self.logvars, self.log_weights, strict=True)
-        ]
-        out: NDArray[np.float64] = np.logaddexp.reduce(by_component, axis=0)
-        return out
+        weights = np.exp(self.log_weights).astype(self.means.dtype)
+        out = ops.gaussian_mixture_log_prob(z, self.means, self.logvars, mask=weights > 0, weights=weights)
+        return out.astype(np.float64)
 
     def draw(self, num_samples: int, rng: np.random.Generator) -> NDArray[Any]:
         """Return ``num_samples`` draws, ``(num_samples, B, D)``.
@@ -187,17 +183,6 @@ def stacked(experts: dict[str, Expert]) -> tuple[Any, Any]:
 
 
 def subset_products(mu: Any, logvar: Any) -> tuple[Any, Any]:
-    """Return the product of each subset with the prior, ``(C, B, D)``."""
+    """Return the product of each subset with the prior, ``(C, B, D)``, differentiable."""
     parts = [ad.product_of_experts(mu[list(s)], logvar[list(s)]) for s in subsets(len(mu))]
     return anp.concatenate([m[None] for m, _ in parts]), anp.concatenate([v[None] for _, v in parts])
-
-
-def log_mixture(z: Any, mu: Any, logvar: Any, log_weights: NDArray[Any]) -> Any:
-    """Return the log-density ``(..., B)`` of a mixture of ``(C, B, D)`` with weights ``(C, B)``."""
-    scores = [
-        ad.gaussian_log_prob(z, mu[c], logvar[c]) + log_weights[c].astype(z.dtype)
-        for c in range(len(log_weights))
-    ]
-    values = [getattr(score, "_value", score) for score in scores]
-    top = np.maximum.reduce(values)
-    return anp.log(sum(anp.exp(score - top) for score in scores)) + top

@@ -37,6 +37,12 @@ class Rows:
     def __len__(self) -> int:
         return int(self.present.shape[1])
 
+    def take(self, index: NDArray[Any]) -> Rows:
+        """Return some of the rows, or these where all are kept."""
+        if index.dtype == np.bool_ and index.all():
+            return self
+        return Rows({name: array[index] for name, array in self.values.items()}, self.present[:, index])
+
 
 def chosen(config: Config, name: str, names: Sequence[str] | None) -> NDArray[np.bool_]:
     """Return which modalities of a model an argument names, ``(M,)``; all where it is None."""
