@@ -9,8 +9,8 @@ from autograd.core import defvjp_argnums
 
 from .. import ops
 from ..ops._experts import check_experts
+from ..ops._gaussian import quarter, quiet, standardised
 from ..ops.fusion import seed_of
-from ..ops.gaussian import quarter, quiet, standardised
 from ..ops.mixture import check_mixture, mixture_terms
 from ._fusion import _Form
 from ._primitive import Vjp, chosen, like, primitive

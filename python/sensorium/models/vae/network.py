@@ -33,7 +33,7 @@ Params = dict[str, Any]
 class Expert(NamedTuple):
     """What a modality tells of the latents of each row, ``N(mu, diag(exp(logvar)))``.
 
-    Parameters
+    Attributes
     ----------
     mu, logvar : array (B, D)
         Of the shared latent.
