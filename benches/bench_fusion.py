@@ -171,6 +171,7 @@ def torch_rows(case: Case, x: dict[str, Any], threads: int) -> dict[str, Call]:
     import torch
 
     torch.set_num_threads(threads)
+    torch.compiler.reset()  # It gives up on a function that it has compiled for eight cases.
     mu, logvar, g, noise = (torch.from_numpy(x[name]) for name in ("mu", "logvar", "g", "noise"))
     if case.passes == "both":
         mu.requires_grad_()
