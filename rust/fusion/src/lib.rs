@@ -12,3 +12,27 @@ pub mod product;
 pub mod subsets;
 
 pub use experts::{Dims, Experts, Prior, Rows};
+
+/// The level in force is the process's: tests that set it, or compare bits, take turns.
+#[cfg(test)]
+mod levels {
+    use sensorium_core::{Level, isa};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static TURN: Mutex<()> = Mutex::new(());
+
+    /// Waits until no other test sets the level.
+    pub(crate) fn turn() -> MutexGuard<'static, ()> {
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a test at every level.
+    pub(crate) fn at_every_level(mut test: impl FnMut(Level)) {
+        let _turn = turn();
+        for level in Level::available() {
+            isa::set_level(level);
+            test(level);
+        }
+        isa::set_level(Level::Avx512);
+    }
+}

@@ -1,23 +1,10 @@
 //! Results against the formulas in scalar `f64`, gradients against differences of these, at every level.
 
 use super::{Gradients, Noise, Product, Results, Wanted};
+use crate::levels::{at_every_level, turn};
 use crate::noise::Noise as Numbers;
 use crate::{Dims, Experts, Prior, Rows};
-use sensorium_core::{Level, isa, threads};
-use std::sync::Mutex;
-
-/// The level in force is the process's: tests that set it take turns.
-static LEVELS: Mutex<()> = Mutex::new(());
-
-fn at_every_level(test: impl Fn(Level)) {
-    let turn = LEVELS.lock();
-    for level in Level::available() {
-        isa::set_level(level);
-        test(level);
-    }
-    isa::set_level(Level::Avx512);
-    drop(turn);
-}
+use sensorium_core::threads;
 
 fn matrices<T>(x: &[T], batch: usize, width: usize) -> Vec<Rows<'_, T>> {
     x.chunks(batch * width).map(|x| Rows::contiguous(x, width)).collect()
@@ -196,7 +183,7 @@ fn gradients_are_those_of_differences() {
 #[test]
 fn threads_change_no_bit() {
     let case = Case::<f32>::new(3, 900, 70);
-    let turn = LEVELS.lock();
+    let held = turn();
     let results: Vec<_> = [1, 2, 5]
         .map(|n| {
             let before = threads::set_local_num_threads(n);
@@ -206,6 +193,6 @@ fn threads_change_no_bit() {
             both
         })
         .to_vec();
-    drop(turn);
+    drop(held);
     assert!(results[1..].iter().all(|other| *other == results[0]));
 }

@@ -1,9 +1,10 @@
 //! Against sums over the subsets that are written as they stand, in `f64`.
 
 use super::*;
+use crate::levels::at_every_level;
 use crate::product::Noise;
 use crate::{Prior, Rows};
-use sensorium_core::{Level, isa, rng::Stream};
+use sensorium_core::rng::Stream;
 
 struct Case<T> {
     dims: Dims,
@@ -203,8 +204,7 @@ fn cases<T: Subsets>() -> Vec<Case<T>> {
 }
 
 fn samples_and_divergences<T: Subsets>(tolerance: f64) {
-    for level in Level::available() {
-        isa::set_level(level);
+    at_every_level(|level| {
         for case in cases::<T>() {
             let (z, kl) = case.forward();
             let (want_z, want_kl) = case.want();
@@ -213,8 +213,7 @@ fn samples_and_divergences<T: Subsets>(tolerance: f64) {
             close(&z, &want_z, tolerance * deviates, &format!("{what} z"));
             close(&kl, &want_kl, tolerance, &format!("{what} kl"));
         }
-    }
-    isa::set_level(Level::Avx512);
+    });
 }
 
 #[test]
@@ -232,8 +231,7 @@ fn loss(case: &Case<f64>, grad_z: &[f64], grad_kl: &[f64]) -> f64 {
 
 #[test]
 fn gradients_are_differences() {
-    for level in Level::available() {
-        isa::set_level(level);
+    at_every_level(|level| {
         for mut case in cases::<f64>() {
             let Dims { batch, width, .. } = case.dims;
             let size = batch * width;
@@ -263,6 +261,5 @@ fn gradients_are_differences() {
                 );
             }
         }
-    }
-    isa::set_level(Level::Avx512);
+    });
 }
