@@ -165,8 +165,8 @@ def best_of_k(scores: ArrayLike, quality: ArrayLike, k: int) -> float:
     Examples
     --------
     >>> from sensorium.scaling import best_of_k
-    >>> best_of_k([1.0, 2.0, 3.0], [0.0, 0.0, 1.0], 2)
-    0.6666666666666667
+    >>> round(best_of_k([1.0, 2.0, 3.0], [0.0, 0.0, 1.0], 2), 6)
+    0.666667
     """
     check_integer("k", k, 1)
     s, q = (np.atleast_2d(np.asarray(a, dtype=np.float64)) for a in (scores, quality))
