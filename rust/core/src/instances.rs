@@ -3,8 +3,8 @@
 /// A trait whose functions are kernels, and its implementation for every type they are used with.
 ///
 /// A generic function is compiled in each crate that calls it, with all that it calls: for a kernel that is a minute of
-/// work, three or four instruction sets for every type. The functions of such a trait are not generic, so they are
-/// compiled here, once. Each calls what is named after `=` with its arguments.
+/// work, three or four instruction sets for every type. The functions of such a trait are not generic, so a release
+/// compiles them here, once. Each calls what is named after `=` with its arguments.
 ///
 /// ```
 /// fn double<T: sensorium_core::Float>(x: &mut [T]) {
@@ -49,7 +49,9 @@ macro_rules! instances {
     )+}) => {
         impl $name for $t {
             $(
-                #[inline(never)]
+                // Debug builds compile what a test calls, where it is called: nothing for its own sake.
+                #[cfg_attr(debug_assertions, inline)]
+                #[cfg_attr(not(debug_assertions), inline(never))]
                 fn $f($($arg: $of),*) $(-> $out)? {
                     $generic($($arg),*)
                 }
