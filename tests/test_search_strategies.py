@@ -852,7 +852,12 @@ def test_ctrl_c_returns_the_best_so_far_and_the_trace_goes_on(tmp_path, kind):
             return [self.calls]
 
     generator = Generator() if kind == "plain" else AsyncGenerator()
-    outcome = best_of_n(generator, same, 0, n=6, trace=path)
+    # A process that was started in the background ignores the signal; this test must not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        outcome = best_of_n(generator, same, 0, n=6, trace=path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     release.set()
     assert outcome.stopped == "interrupted"
     assert outcome.answer == 3
