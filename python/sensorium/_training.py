@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from . import checkpoint
 from ._interrupt import graceful_interrupt
 from ._validate import check_integer, check_positive
 from .errors import ArgumentError, CheckpointError
 
-__all__ = ["Progress", "TrainingState", "check_goal", "check_key", "run_steps"]
+__all__ = ["Progress", "TrainingState", "check_goal", "check_key", "rate", "restore", "run_steps"]
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -84,6 +86,50 @@ def check_key(path: Path, training: Mapping[str, Any], key: Mapping[str, Any]) -
     for name, value in key.items():
         if not isinstance(was, dict) or was.get(name) != json.loads(json.dumps(value)):
             raise CheckpointError(f"{path} was trained with another {name}; resume with the same one")
+
+
+def restore(
+    path: Path,
+    name: str,
+    what: str,
+    key: Mapping[str, Any],
+    state: TrainingState,
+    present: Mapping[str, NDArray[Any]],
+) -> None:
+    """Go on from a checkpoint of the same run.
+
+    Parameters
+    ----------
+    path : Path
+        The checkpoint.
+    name, what : str
+        Where its metadata say how training stood, and what was trained, for messages.
+    key : mapping
+        What the run is known by.
+    state, present
+        The state of training, and its arrays by their names in the checkpoint: both are overwritten.
+
+    Raises
+    ------
+    CheckpointError
+        Where the checkpoint is damaged, or of another run.
+    """
+    arrays, metadata = checkpoint.load(path)
+    training: Any = metadata.get(name)
+    if not isinstance(training, dict):
+        raise CheckpointError(f"{path} holds no training of {what}; there is nothing to resume")
+    check_key(path, training, key)
+    checkpoint.check_arrays(path, arrays, {n: (a.shape, a.dtype) for n, a in present.items()})
+    state.take(training, path)
+    for n, array in present.items():  # In place: sums over all arrays keep their order.
+        array[...] = arrays[n]
+
+
+def rate(peak: float, warmup: float, done: float) -> float:
+    """Return the learning rate after a share of training: up to the peak in ``warmup``, then down to zero."""
+    up = done / warmup if warmup > 0 else 1.0
+    down = (1.0 - done) / (1.0 - warmup) if warmup < 1 else 1.0
+    return peak * max(0.0, min(1.0, up + 1e-3, down))
 
 
 def run_steps(

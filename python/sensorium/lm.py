@@ -20,10 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 from . import checkpoint, optim
 from ._blas import one_blas_thread
 from ._memory import keep_pages
-from ._training import Progress, TrainingState, check_goal, check_key, run_steps
+from ._training import Progress, TrainingState, check_goal, rate, restore, run_steps
 from ._validate import as_indices, check_integer, check_positive
 from .autodiff import value_and_grad
-from .errors import ArgumentError, CheckpointError
+from .errors import ArgumentError
 from .models import mamba, mamba2
 from .models._config import BaseConfig
 from .models.language import LanguageModel, init, loss
@@ -62,9 +62,7 @@ class LanguageRecipe:
 
     def rate(self, done: float) -> float:
         """Return the learning rate after a share ``done`` of training."""
-        up = done / self.warmup if self.warmup > 0 else 1.0
-        down = (1.0 - done) / (1.0 - self.warmup) if self.warmup < 1 else 1.0
-        return self.learning_rate * max(0.0, min(1.0, up + 1e-3, down))
+        return rate(self.learning_rate, self.warmup, done)
 
 
 @dataclass(frozen=True)
@@ -95,20 +93,6 @@ class LanguageFit:
 
 def _save(state: TrainingState, path: Path, key: Mapping[str, Any]) -> None:
     checkpoint.save(path, _arrays(state), {"language_training": state.to_json(key)})
-
-
-def _load(state: TrainingState, path: Path, key: Mapping[str, Any]) -> None:
-    """Take the place of what a checkpoint holds, which must be of the same run."""
-    arrays, metadata = checkpoint.load(path)
-    training: Any = metadata.get("language_training")
-    if not isinstance(training, dict):
-        raise CheckpointError(f"{path} holds no training of a language model; there is nothing to resume")
-    check_key(path, training, key)
-    present = _arrays(state)
-    checkpoint.check_arrays(path, arrays, {n: (a.shape, a.dtype) for n, a in present.items()})
-    state.take(training, path)
-    for name, array in present.items():  # In place: sums over all arrays keep their order.
-        array[...] = arrays[name]
 
 
 def _arrays(state: TrainingState) -> dict[str, NDArray[Any]]:
@@ -200,7 +184,7 @@ def fit(
     state = TrainingState(params, optim.adamw_init(params), rng)
     path = None if checkpoint_path is None else Path(checkpoint_path)
     if resume and path is not None and path.exists():
-        _load(state, path, key)
+        restore(path, "language_training", "a language model", key, state, _arrays(state))
     gradient = value_and_grad(loss)
     value, tokens_done = np.float32(0), 0
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._training import rate
 from .models.unified import Decoding, Row, Vocabulary
 from .models.unified.sequence import Task, cached_row
 
@@ -126,6 +127,4 @@ def training_row(vocabulary: Vocabulary, recipe: Recipe) -> Row:
 
 def learning_rate(recipe: Recipe, fraction: float) -> float:
     """Return the rate after ``fraction`` of training: up to the peak in ``warmup``, then down to zero."""
-    up = fraction / recipe.warmup if recipe.warmup > 0 else 1.0
-    down = (1.0 - fraction) / (1.0 - recipe.warmup) if recipe.warmup < 1 else 1.0
-    return recipe.learning_rate * max(0.0, min(1.0, up + 1e-3, down))
+    return rate(recipe.learning_rate, recipe.warmup, fraction)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from . import checkpoint, optim
 from ._blas import one_blas_thread
 from ._memory import keep_pages
-from ._training import Progress, TrainingState, check_goal, check_key, run_steps
+from ._training import Progress, TrainingState, check_goal, rate, restore, run_steps
 from ._validate import check_finite_number, check_integer, check_positive
 from .autodiff import value_and_grad
-from .errors import ArgumentError, CheckpointError
+from .errors import ArgumentError
 from .models.vae import Config, Model, init, loss
 from .models.vae.rows import Batch, Mask, Rows, read_rows
 
@@ -58,9 +58,7 @@ class VAERecipe:
 
     def rate(self, done: float) -> float:
         """Return the learning rate after a share ``done`` of training."""
-        up = done / self.warmup if self.warmup > 0 else 1.0
-        down = (1.0 - done) / (1.0 - self.warmup) if self.warmup < 1 else 1.0
-        return self.learning_rate * max(0.0, min(1.0, up + 1e-3, down))
+        return rate(self.learning_rate, self.warmup, done)
 
     def beta(self, config: Config, done: float) -> float:
         """Return the weight of the divergence after a share ``done`` of training."""
@@ -180,7 +178,7 @@ def fit(
     state = TrainingState(params, optim.adamw_init(params), rng)
     path = None if checkpoint_path is None else Path(checkpoint_path)
     if resume and path is not None and path.exists():
-        _load(state, path, key)
+        restore(path, "vae_training", "a multimodal VAE", key, state, _arrays(state))
     gradient = value_and_grad(loss, has_aux=True)
     losses: dict[str, float] = {}
     rows_done = 0
@@ -249,25 +247,11 @@ def _fingerprint(rows: Rows) -> str:
     return h.hexdigest()
 
 
-def _optimizer_arrays(state: TrainingState) -> dict[str, NDArray[Any]]:
-    return checkpoint.flatten({"optimizer": {part: state.optimizer[part] for part in ("m", "v")}})
+def _arrays(state: TrainingState) -> dict[str, NDArray[Any]]:
+    optimizer = {part: state.optimizer[part] for part in ("m", "v")}
+    return checkpoint.flatten({"params": state.params, "optimizer": optimizer})
 
 
 def _save(state: TrainingState, path: Path, model: Model, key: Mapping[str, Any]) -> None:
-    arrays, metadata = model.to_arrays()
-    training = {"vae_training": state.to_json(key)}
-    checkpoint.save(path, arrays | _optimizer_arrays(state), metadata | training)
-
-
-def _load(state: TrainingState, path: Path, key: Mapping[str, Any]) -> None:
-    """Take the place of what a checkpoint holds, which must be of the same run."""
-    arrays, metadata = checkpoint.load(path)
-    training: Any = metadata.get("vae_training")
-    if not isinstance(training, dict):
-        raise CheckpointError(f"{path} holds no training of a multimodal VAE; there is nothing to resume")
-    check_key(path, training, key)
-    present = checkpoint.flatten({"params": state.params}) | _optimizer_arrays(state)
-    checkpoint.check_arrays(path, arrays, {n: (a.shape, a.dtype) for n, a in present.items()})
-    state.take(training, path)
-    for name, array in present.items():  # In place: sums over all arrays keep their order.
-        array[...] = arrays[name]
+    _, metadata = model.to_arrays()
+    checkpoint.save(path, _arrays(state), metadata | {"vae_training": state.to_json(key)})
