@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -54,21 +54,6 @@ def _complete(X: Array, columns: NDArray[np.int64]) -> NDArray[np.bool_]:
     return np.asarray(~np.any(np.isnan(X[:, columns]), axis=1))
 
 
-def _fitted_correlation(correlation: Any, loss: Any, several: bool) -> float:
-    """Return the correlation: as given, or that with the least loss on predictions out of fold."""
-    if correlation != "fit":
-        return float(correlation)
-    if not several:
-        return 0.0
-    found = scipy.optimize.minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-3})
-    return float(min((found.x, 0.0, 1.0), key=loss))
-
-
-def _check_correlation(correlation: Any) -> None:
-    if isinstance(correlation, str) and correlation != "fit":
-        raise ArgumentError(f"correlation must be 'fit' or a number from 0 to 1, not {correlation!r}")
-
-
 class _Calibration:
     """``softmax(slope * log p + offset)``, as Platt (1999) fits it to predictions out of fold.
 
@@ -107,7 +92,52 @@ class _Calibration:
         return np.asarray(q / q.sum(axis=1, keepdims=True))
 
 
-class LateFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+class _LateFusion(BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+    """What both estimators are made with and check, and how groups that repeat each other are found out."""
+
+    def __init__(
+        self,
+        groups: Groups | None = None,
+        estimator: Any = None,
+        *,
+        method: Method = "product",
+        correlation: float | Literal["fit"] = "fit",
+        cv: int = 5,
+    ) -> None:
+        self.groups = groups
+        self.estimator = estimator
+        self.method = method
+        self.correlation = correlation
+        self.cv = cv
+
+    def _begin(self, features: int) -> int:
+        """Check the parameters; set the columns of each group, and return the number of folds."""
+        if isinstance(self.correlation, str) and self.correlation != "fit":
+            raise ArgumentError(
+                f"correlation must be 'fit' or a number from 0 to 1, not {self.correlation!r}"
+            )
+        folds = check_integer("cv", self.cv, 2)
+        self.columns_ = _columns(self.groups, getattr(self, "feature_names_in_", None), features)
+        return folds
+
+    def _fitted_correlation(self, loss: Callable[[float], float]) -> float:
+        """Return the correlation: as given, or that with the least loss on predictions out of fold."""
+        if self.correlation != "fit":
+            return float(self.correlation)
+        if len(self.columns_) < 2 or self.method != "product":
+            return 0.0
+        found = scipy.optimize.minimize_scalar(
+            loss, bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-3}
+        )
+        return float(min((found.x, 0.0, 1.0), key=loss))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class LateFusionClassifier(ClassifierMixin, _LateFusion):  # type: ignore[misc] # scikit-learn has no types
     """A calibrated classifier for each group of columns, fused over the groups that a row has.
 
     A group with a NaN in any of its columns is missing from that row, when fitting and when predicting: it is
@@ -158,21 +188,6 @@ class LateFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     True
     """
 
-    def __init__(
-        self,
-        groups: Groups | None = None,
-        estimator: Any = None,
-        *,
-        method: Method = "product",
-        correlation: float | Literal["fit"] = "fit",
-        cv: int = 5,
-    ) -> None:
-        self.groups = groups
-        self.estimator = estimator
-        self.method = method
-        self.correlation = correlation
-        self.cv = cv
-
     def fit(self, X: Any, y: Any) -> LateFusionClassifier:
         """Fit a classifier to each group, calibrate it, and find how far groups repeat each other.
 
@@ -194,16 +209,13 @@ class LateFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_all_finite="allow-nan")
         check_classification_targets(y)
-        _check_correlation(self.correlation)
-        folds = check_integer("cv", self.cv, 2)
+        folds = self._begin(X.shape[1])
         self.classes_, labels = np.unique(y, return_inverse=True)
         C = len(self.classes_)
         if C < 2:
             raise ArgumentError(f"y has 1 class, {self.classes_[0]}: a classifier needs two")
         counts = np.bincount(labels, minlength=C) + 1.0
         self.prior_ = counts / counts.sum()
-        names = getattr(self, "feature_names_in_", None)
-        self.columns_ = _columns(self.groups, names, X.shape[1])
         self.estimators_: dict[str, Any] = {}
         self.calibrations_: dict[str, _Calibration] = {}
         unseen = {}
@@ -233,8 +245,7 @@ class LateFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             )
             return float(-np.log(np.maximum(fused[np.arange(len(X)), labels], 1e-300)).mean())
 
-        several = len(self.columns_) > 1 and self.method == "product"
-        self.correlation_ = _fitted_correlation(self.correlation, loss, several)
+        self.correlation_ = self._fitted_correlation(loss)
         return self
 
     def predict_groups(self, X: Any) -> dict[str, Array]:
@@ -260,13 +271,8 @@ class LateFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         p = self.predict_proba(X)
         return np.asarray(self.classes_[p.argmax(axis=1)])
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
 
-
-class LateFusionRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+class LateFusionRegressor(RegressorMixin, _LateFusion):  # type: ignore[misc] # scikit-learn has no types
     """A regressor with a variance for each group of columns, fused over the groups that a row has.
 
     A group with a NaN in any of its columns is missing from that row, when fitting and when predicting: it is
@@ -314,21 +320,6 @@ class LateFusionRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] 
     True
     """
 
-    def __init__(
-        self,
-        groups: Groups | None = None,
-        estimator: Any = None,
-        *,
-        method: Method = "product",
-        correlation: float | Literal["fit"] = "fit",
-        cv: int = 5,
-    ) -> None:
-        self.groups = groups
-        self.estimator = estimator
-        self.method = method
-        self.correlation = correlation
-        self.cv = cv
-
     def fit(self, X: Any, y: Any) -> LateFusionRegressor:
         """Fit a regressor to each group, calibrate it, and find how far groups repeat each other.
 
@@ -351,12 +342,9 @@ class LateFusionRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] 
         if y.ndim != 1:
             raise DTypeError("y must have one target")
         y = y.astype(np.float64)
-        _check_correlation(self.correlation)
-        folds = check_integer("cv", self.cv, 2)
+        folds = self._begin(X.shape[1])
         least = max(float(np.finfo(np.float64).tiny), 1e-12 * float(np.abs(y).max(initial=0.0)) ** 2)
         self.prior_ = (float(y.mean()), max(float(y.var()), least))
-        names = getattr(self, "feature_names_in_", None)
-        self.columns_ = _columns(self.groups, names, X.shape[1])
         self.estimators_: dict[str, Any] = {}
         self.calibrations_: dict[str, tuple[float, float]] = {}
         self.variances_: dict[str, float] = {}
@@ -392,8 +380,7 @@ class LateFusionRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] 
             )
             return float((np.log(fused.variance) + (y - fused.mean) ** 2 / fused.variance).mean())
 
-        several = len(self.columns_) > 1 and self.method == "product"
-        self.correlation_ = _fitted_correlation(self.correlation, loss, several)
+        self.correlation_ = self._fitted_correlation(loss)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -413,8 +400,3 @@ class LateFusionRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] 
             means, spread, method=self.method, prior=self.prior_, correlation=self.correlation_
         )
         return (fused.mean, np.sqrt(fused.variance)) if return_std else fused.mean
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
