@@ -130,12 +130,10 @@ class Law(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _delta(self) -> float:
         check_positive("delta", self.delta)
-        if self.loss == "huber":
+        if self.loss in ("huber", "lad"):
             return float(self.delta)
         if self.loss == "gaussian":
             return float("inf")
-        if self.loss == "lad":
-            return float(self.delta)
         raise ArgumentError(f'loss must be "huber", "lad" or "gaussian", not {self.loss!r}')
 
     # --- fitting ----------------------------------------------------------------------------------
@@ -258,15 +256,18 @@ class Law(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _residual(self, theta: Floats) -> Floats:
         return self._value(theta, self._x) - self._t
 
+    def _pull(self, residual: Floats) -> Floats:
+        """Return the slope of the loss at residuals."""
+        if self.loss == "huber":
+            return np.clip(residual, -self.delta, self.delta)
+        return np.sign(residual) if self.loss == "lad" else residual
+
     def _uncertainty(self, hessian: Floats, converged: bool) -> None:
         """Robust covariance, eigenvalues, and what to be warned of."""
         free = np.array(self._free())
         slopes = self._slopes()[:, free]
         residual = self._residual(self._theta)
-        bound = self._delta() if self.loss != "lad" else 0.0
-        pull = np.clip(residual, -bound, bound) if self.loss == "huber" else residual
-        if self.loss == "lad":
-            pull = np.sign(residual)
+        pull = self._pull(residual)
         bread = hessian[np.ix_(free, free)]
         scores = (self._w * pull)[:, None] * slopes
         diagonal = np.sqrt(np.maximum(np.diag(bread), 0))
@@ -504,15 +505,14 @@ class Law(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         residual = self._residual(self._theta)
         if self.loss == "gaussian":
             return quantile * self.objective_ / max(n - p, 1)
-        delta = self._delta() if self.loss == "huber" else 1e-9
-        pull = np.clip(residual, -delta, delta)
-        # The share inside the threshold estimates the density at zero; it is smoothed, as few points are
-        # inside.
-        width = max(delta, 1.06 * np.median(np.abs(residual)) / 0.6745 * n**-0.2)
-        inside = delta * np.average(np.abs(residual) < width, weights=self._w) / width
-        variance = np.average(pull**2, weights=self._w) * n / max(n - p, 1) / max(inside, 1e-300)
-        rise = 0.5 * quantile * float(variance)
-        return rise / delta if self.loss == "lad" else rise
+        # The density of residuals at zero, from their share within a width: few are within the threshold.
+        huber = self.loss == "huber"
+        least = self._delta() if huber else 1e-9
+        width = max(least, 1.06 * float(np.median(np.abs(residual))) / 0.6745 * n**-0.2)
+        density = float(np.average(np.abs(residual) < width, weights=self._w)) / width
+        curvature = max(least * density if huber else density, 1e-300)
+        variance = float(np.average(self._pull(residual) ** 2, weights=self._w)) * n / max(n - p, 1)
+        return float(0.5 * quantile * variance / curvature)
 
     def _profile_interval(self, j: int, level: float) -> tuple[float, float]:
         """Where the profile has risen by the threshold, by widening and then dividing."""
