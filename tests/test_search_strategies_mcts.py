@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from search_cases import torn_traces
 from sensorium.errors import ArgumentError, DTypeError, SearchError
 from sensorium.search import PUCT, Budget, CallPolicy, Trace, beam_search, mcts
 
@@ -184,10 +185,7 @@ def test_interleaving_changes_nothing(batch):
 def test_going_on_repeats_nothing_and_grows_the_same_tree(tmp_path):
     path, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     whole = search(batch=2, trace=path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    for cut in range(0, len(lines), len(lines) // 6):
-        part.write_bytes(b"".join(lines[:cut]) + lines[cut][:9])
-        recorded = sum(b'"type":"end"' in line for line in lines[:cut])
+    for recorded in torn_traces(path, part, lambda n: range(0, n, n // 6)):
         calls = []
         outcome = search(
             lambda w, n, calls=calls: calls.append(1) or generator(w, n),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betaln
+from search_cases import torn_traces
 from sensorium.errors import ArgumentError, DTypeError, SearchError, ShapeError
 from sensorium.search import (
     Budget,
@@ -207,10 +208,7 @@ def test_going_on_with_a_suite_repeats_nothing(tmp_path):
     path, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     chances = [0.9, 0.1, 0.5, 0.02]
     whole = solve_suite(attempt, lambda xs: xs, chances, total=24, trace=path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    for cut in range(0, len(lines), len(lines) // 6):
-        part.write_bytes(b"".join(lines[:cut]) + lines[cut][:9])
-        recorded = sum(b'"type":"end"' in line for line in lines[:cut])
+    for recorded in torn_traces(path, part, lambda n: range(0, n, n // 6)):
         calls = []
         outcome = solve_suite(
             lambda p, n, *, rng, calls=calls: calls.append(1) or attempt(p, n, rng=rng),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_cases import torn_traces
 from sensorium.errors import ArgumentError, DTypeError, SearchError, TraceError
 from sensorium.search import Budget, CallPolicy, Trace, beam_search, diverse_beam, tree_of_thought
 
@@ -306,14 +307,9 @@ STRATEGIES = [
 def test_going_on_repeats_nothing_and_ends_alike(tmp_path, strategy, extra):
     settings = {"branch": 3, "depth": DEPTH, "finished": is_whole, **extra}
     score = tables(7)
-    path = tmp_path / "whole.jsonl"
+    path, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     whole = strategy(generator, score, "", trace=path, **settings)
-    data = path.read_bytes()
-    lines = data.splitlines(keepends=True)
-    for cut in range(0, len(lines) + 1, max(1, len(lines) // 9)):
-        part = tmp_path / "part.jsonl"
-        part.write_bytes(b"".join(lines[:cut]) + (lines[cut][:9] if cut < len(lines) else b""))
-        recorded = sum(b'"type":"end"' in line for line in lines[:cut])
+    for recorded in torn_traces(path, part, lambda n: range(0, n + 1, max(1, n // 9))):
         calls = [0]
 
         def count(value, calls=calls):
