@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validate import as_array, check_dims
+from .._validate import as_array, as_floats, check_dims
 from ..errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = [
@@ -69,6 +69,46 @@ class Experts:
     def form(self, array: Array) -> Any:
         """Return an array over all experts in the form that the experts came in."""
         return array if self.names is None else dict(zip(self.names, array, strict=True))
+
+    def unwritten_grads(self) -> tuple[Array, Array, Array | None, Array | None]:
+        """Return arrays that a kernel writes gradients by experts, weights and prior to."""
+        shape = (len(self.mu), *self.shape)
+        weights = None if self.weights is None else np.empty_like(self.weights)
+        prior = np.empty((2, self.shape[1]), self.dtype) if isinstance(self.prior, tuple) else None
+        return np.empty(shape, self.dtype), np.empty(shape, self.dtype), weights, prior
+
+    def form_grads(
+        self, grads: tuple[Array, Array, Array | None, Array | None]
+    ) -> tuple[Any, Any, Any, tuple[Array, Array] | None]:
+        """Return those gradients in the form that the arguments came in."""
+        mu, logvar, weights, prior = grads
+        if weights is not None and self.one_weight_for_all_rows:
+            weights = weights.sum(axis=1)
+        of_weights = None if weights is None else self.form(weights)
+        return self.form(mu), self.form(logvar), of_weights, None if prior is None else (prior[0], prior[1])
+
+
+def check_like(name: str, array: Array, shape: tuple[int, ...], experts: Experts) -> Array:
+    """Return an array that has the dtype of the experts and a shape.
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        Where it has another.
+    """
+    if array.dtype != experts.dtype:
+        raise DTypeError(f"{name} has dtype {array.dtype} but mu has {experts.dtype}")
+    if array.shape != shape:
+        raise ShapeError(f"{name} has shape {array.shape}, expected {shape}")
+    return array
+
+
+def gradient(name: str, value: ArrayLike | None, shape: tuple[int, ...], experts: Experts) -> Array | None:
+    """Return a gradient as the kernels read it; None where there is none."""
+    if value is None:
+        return None
+    (array,) = as_floats(**{name: value})
+    return check_like(name, array, shape, experts)
 
 
 def matrix(name: str, value: ArrayLike) -> Array:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _core
-from .._validate import as_floats, check_integer
+from .._validate import check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ._experts import Array, Experts, Given, Mask, Prior, check_experts, matrix
+from ._experts import Array, Experts, Given, Mask, Prior, check_experts, check_like, gradient, matrix
 
 __all__ = [
     "FusedPosterior",
@@ -132,34 +132,15 @@ def product_of_experts(
     return (mean, log) if normaliser is None else (mean, log, normaliser)
 
 
-def _gradient(name: str, value: ArrayLike | None, shape: tuple[int, ...], experts: Experts) -> Array | None:
-    if value is None:
-        return None
-    (array,) = as_floats(**{name: value})
-    if array.dtype != experts.dtype:
-        raise DTypeError(f"{name} has dtype {array.dtype} but mu has {experts.dtype}")
-    if array.shape != shape:
-        raise ShapeError(f"{name} has shape {array.shape}, expected {shape}")
-    return array
-
-
 def _backward(
     experts: Experts,
     grads: tuple[Array | None, Array | None, Array | None, Array | None, Array | None],
     noise: Array | None,
     seed: int | None,
 ) -> ProductOfExpertsGrads:
-    shape = (len(experts.mu), *experts.shape)
-    dmu, dlogvar = np.empty(shape, experts.dtype), np.empty(shape, experts.dtype)
-    dweights = None if experts.weights is None else np.empty_like(experts.weights)
-    dprior = np.empty((2, shape[2]), experts.dtype) if isinstance(experts.prior, tuple) else None
-    wanted = (dmu, dlogvar, dweights, dprior)
+    wanted = experts.unwritten_grads()
     _core.fuse_backward(experts.mu, experts.logvar, experts.how, noise, seed, grads, wanted)
-    of_weights = None
-    if dweights is not None:
-        of_weights = experts.form(dweights.sum(axis=1) if experts.one_weight_for_all_rows else dweights)
-    of_prior = None if dprior is None else (dprior[0], dprior[1])
-    return ProductOfExpertsGrads(experts.form(dmu), experts.form(dlogvar), of_weights, of_prior)
+    return ProductOfExpertsGrads(*experts.form_grads(wanted))
 
 
 def product_of_experts_backward(
@@ -206,11 +187,11 @@ def product_of_experts_backward(
     """
     experts = check_experts(mu, logvar, mask, weights, prior)
     grads = (
-        _gradient("grad_mean", grad_mean, experts.shape, experts),
-        _gradient("grad_logvar", grad_logvar, experts.shape, experts),
+        gradient("grad_mean", grad_mean, experts.shape, experts),
+        gradient("grad_logvar", grad_logvar, experts.shape, experts),
         None,
         None,
-        _gradient("grad_log_normaliser", grad_log_normaliser, experts.shape[:1], experts),
+        gradient("grad_log_normaliser", grad_log_normaliser, experts.shape[:1], experts),
     )
     return _backward(experts, grads, None, None)
 
@@ -228,21 +209,29 @@ def seed_of(rng: np.random.Generator | int) -> int:
     return check_integer("rng", rng, 0, 2**64 - 1)
 
 
+def noise_or_seed(
+    noise: ArrayLike | None, rng: np.random.Generator | int | None, experts: Experts
+) -> tuple[Array | None, int | None]:
+    """Return the noise, or the seed that the kernel draws it from.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError
+        Where there is neither, or it does not fit the experts.
+    """
+    if noise is not None:
+        return check_like("noise", matrix("noise", noise), experts.shape, experts), None
+    if rng is None:
+        raise ArgumentError("noise or rng must be given")
+    return None, seed_of(rng)
+
+
 def _noise(
     noise: ArrayLike | None, rng: np.random.Generator | int | None, experts: Experts
 ) -> tuple[Array | None, int | None]:
-    if noise is None:
-        if rng is None:
-            raise ArgumentError("noise or rng must be given")
-        return None, seed_of(rng)
-    if rng is not None:
+    if noise is not None and rng is not None:
         raise ArgumentError("noise and rng cannot both be given")
-    array = matrix("noise", noise)
-    if array.dtype != experts.dtype:
-        raise DTypeError(f"noise has dtype {array.dtype} but mu has {experts.dtype}")
-    if array.shape != experts.shape:
-        raise ShapeError(f"noise has shape {array.shape}, expected {experts.shape}")
-    return array, None
+    return noise_or_seed(noise, rng, experts)
 
 
 def fused_posterior(
@@ -361,10 +350,10 @@ def fused_posterior_backward(
     experts = check_experts(mu, logvar, mask, weights, prior)
     given, seed = _noise(noise, rng, experts)
     grads = (
-        _gradient("grad_mean", grad_mean, experts.shape, experts),
-        _gradient("grad_logvar", grad_logvar, experts.shape, experts),
-        _gradient("grad_z", grad_z, experts.shape, experts),
-        _gradient("grad_kl", grad_kl, experts.shape[:1], experts),
+        gradient("grad_mean", grad_mean, experts.shape, experts),
+        gradient("grad_logvar", grad_logvar, experts.shape, experts),
+        gradient("grad_z", grad_z, experts.shape, experts),
+        gradient("grad_kl", grad_kl, experts.shape[:1], experts),
         None,
     )
     return _backward(experts, grads, given, seed)

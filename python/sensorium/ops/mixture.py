@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from .._validate import as_array, as_floats, check_integer
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ._experts import Array, Experts, Given, Mask, Prior, check_experts, matrix
-from .fusion import ProductOfExpertsGrads, normal_noise, seed_of
+from ._experts import Array, Experts, Given, Mask, Prior, check_experts, gradient
+from .fusion import ProductOfExpertsGrads, noise_or_seed, normal_noise, seed_of
 from .gaussian import gaussian_log_prob
 
 __all__ = [
@@ -182,20 +182,6 @@ def _generator(rng: Rng, why: str) -> np.random.Generator:
     return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(seed_of(rng))
 
 
-def _noise(noise: ArrayLike | None, rng: Rng, experts: Experts) -> tuple[Array | None, int | None]:
-    """Return the noise, or the seed that the kernel draws it from."""
-    if noise is None:
-        if rng is None:
-            raise ArgumentError("noise or rng must be given")
-        return None, seed_of(rng)
-    array = matrix("noise", noise)
-    if array.dtype != experts.dtype:
-        raise DTypeError(f"noise has dtype {array.dtype} but mu has {experts.dtype}")
-    if array.shape != experts.shape:
-        raise ShapeError(f"noise has shape {array.shape}, expected {experts.shape}")
-    return array, None
-
-
 def _components(component: ArrayLike, count: int, batch: int) -> Indices:
     array = as_array("component", component)
     if array.dtype.kind not in "iu" and array.size:
@@ -293,7 +279,7 @@ def mixture_of_products(
         if selection not in ("stratified", "sampled"):
             raise ArgumentError(f'selection must be "stratified" or "sampled", not {selection!r}')
         which = _components(component, len(bits), batch)
-    given, seed = _noise(noise, rng, experts)
+    given, seed = noise_or_seed(noise, rng, experts)
     z, kl = np.empty(experts.shape, experts.dtype), np.empty(batch, experts.dtype)
     draw = (None if subsets is None else bits, bits[which])
     _core.mixture_of_products(experts.mu, experts.logvar, experts.how, draw, given, seed, (z, kl))
@@ -355,38 +341,24 @@ def mixture_of_products_backward(
     """
     experts = check_experts(mu, logvar, mask, weights, prior)
     bits = _subset_bits(subsets, experts)
-    batch, width = experts.shape
+    batch = experts.shape[0]
     _eligible(bits, _presence(experts), batch)
     which = _components(component, len(bits), batch)
     if noise is None and not (rng is None or isinstance(rng, (int, np.integer))):
         raise DTypeError("rng must be an integer: the generator has moved on")
-    given, seed = _noise(noise, rng, experts)
-    grads = []
-    for name, value, want in (("grad_z", grad_z, experts.shape), ("grad_kl", grad_kl, (batch,))):
-        if value is None:
-            grads.append(np.zeros(want, experts.dtype))
-            continue
-        _, array = as_floats(**{"mu": np.empty(0, experts.dtype), name: value})
-        if array.shape != want:
-            raise ShapeError(f"{name} has shape {array.shape}, expected {want}")
-        grads.append(array)
-    shape = (len(experts.mu), batch, width)
-    dmu, dlogvar = np.empty(shape, experts.dtype), np.empty(shape, experts.dtype)
-    dweights = None if experts.weights is None else np.empty_like(experts.weights)
-    dprior = np.empty((2, width), experts.dtype) if isinstance(experts.prior, tuple) else None
+    given, seed = noise_or_seed(noise, rng, experts)
+    of_z = gradient("grad_z", grad_z, experts.shape, experts)
+    of_kl = gradient("grad_kl", grad_kl, experts.shape[:1], experts)
+    grads = (
+        np.zeros(experts.shape, experts.dtype) if of_z is None else of_z,
+        np.zeros(experts.shape[0], experts.dtype) if of_kl is None else of_kl,
+    )
     draw = (None if subsets is None else bits, bits[which])
-    wanted = (dmu, dlogvar, dweights, dprior)
+    wanted = experts.unwritten_grads()
     _core.mixture_of_products_backward(
-        experts.mu, experts.logvar, experts.how, draw, given, seed, (grads[0], grads[1]), wanted
+        experts.mu, experts.logvar, experts.how, draw, given, seed, grads, wanted
     )
-    if dweights is not None and experts.one_weight_for_all_rows:
-        dweights = dweights.sum(axis=1)
-    return MixtureOfProductsGrads(
-        experts.form(dmu),
-        experts.form(dlogvar),
-        None if dweights is None else experts.form(dweights),
-        None if dprior is None else (dprior[0], dprior[1]),
-    )
+    return MixtureOfProductsGrads(*experts.form_grads(wanted))
 
 
 def _clean(array: Array, row: Bools | None) -> Array:
