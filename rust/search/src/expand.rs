@@ -192,31 +192,18 @@ impl Tree {
 
     /// Sees that `leaves` are leaves, each named once.
     fn check_leaves(&mut self, leaves: &[i64]) -> Result<()> {
-        let mut done = 0;
-        let mut found = Ok(());
-        for &leaf in leaves {
-            found = self.check_id("leaves", leaf).and_then(|node| {
-                let flags = self.nodes.flags[node];
-                let why = if flags & flag::SEEN != 0 {
-                    "twice"
-                } else if self.nodes.counts[node] > 0 {
-                    "which has children already"
-                } else if flags & flag::TERMINAL != 0 {
-                    "which is terminal"
-                } else {
-                    self.nodes.flags[node] |= flag::SEEN;
-                    return Ok(());
-                };
-                Err(value("leaves", format!("names node {leaf}, {why}")))
-            });
-            if found.is_err() {
-                break;
-            }
-            done += 1;
-        }
-        for &leaf in &leaves[..done] {
-            self.nodes.flags[leaf as usize] &= !flag::SEEN;
-        }
-        found
+        self.check_each(leaves, |tree, leaf, node| {
+            let flags = tree.nodes.flags[node];
+            let why = if flags & flag::SEEN != 0 {
+                "twice"
+            } else if tree.nodes.counts[node] > 0 {
+                "which has children already"
+            } else if flags & flag::TERMINAL != 0 {
+                "which is terminal"
+            } else {
+                return Ok(());
+            };
+            Err(format!("names node {leaf}, {why}"))
+        })
     }
 }

@@ -150,20 +150,29 @@ impl Tree {
 
     /// Sees that `leaves` are handed out, each named once.
     fn check_waiting(&mut self, leaves: &[i64]) -> Result<()> {
+        self.check_each(leaves, |tree, leaf, node| match tree.nodes.flags[node] {
+            flags if flags & flag::SEEN != 0 => Err(format!("names leaf {leaf} twice")),
+            flags if flags & flag::WAITING == 0 => {
+                Err(format!("names node {leaf}, which is not handed out: take leaves from select()"))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    /// Checks leaves one after the other; those that are seen already have [`flag::SEEN`] meanwhile. `check` takes the
+    /// leaf and its index, and returns what is wrong with it.
+    pub(crate) fn check_each(
+        &mut self,
+        leaves: &[i64],
+        check: impl Fn(&Self, i64, usize) -> std::result::Result<(), String>,
+    ) -> Result<()> {
         let mut done = 0;
         let mut found = Ok(());
         for &leaf in leaves {
-            found = self.check_id("leaves", leaf).and_then(|node| match self.nodes.flags[node] {
-                flags if flags & flag::SEEN != 0 => Err(value("leaves", format!("names leaf {leaf} twice"))),
-                flags if flags & flag::WAITING == 0 => {
-                    let what =
-                        format!("names node {leaf}, which is not handed out: take leaves from select()");
-                    Err(value("leaves", what))
-                }
-                _ => {
-                    self.nodes.flags[node] |= flag::SEEN;
-                    Ok(())
-                }
+            found = self.check_id("leaves", leaf).and_then(|node| {
+                check(self, leaf, node).map_err(|what| value("leaves", what))?;
+                self.nodes.flags[node] |= flag::SEEN;
+                Ok(())
             });
             if found.is_err() {
                 break;
