@@ -17,6 +17,7 @@
 //! `SENSORIUM_ISA` caps the level at start; [`set_level`] does so in a running process (tests use it to cover
 //! every path). Results may differ between levels by rounding; they never differ between thread counts.
 
+pub mod part;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -1,12 +1,13 @@
 //! Gradients of the experts, of their weights and of a given prior.
 
 use super::forward::{check_noise, draw, noise_row, part};
-use super::fuse::{bounded_exp, bounded_square, by_count, divergence, fuse, load, store};
+use super::fuse::{bounded_exp, bounded_square, by_count, divergence, fuse};
 use super::normaliser::{self, Sums};
 use super::{Noise, WIDE, WORK, rows_of_a_task};
 use crate::Experts;
 use crate::experts::{Checked, Present};
 use sensorium_core::error::{check_len, product};
+use sensorium_core::isa::part::{load, store};
 use sensorium_core::math::exp;
 use sensorium_core::threads::{Disjoint, for_each};
 use sensorium_core::{Error, Float, Kernel, Result, Simd};

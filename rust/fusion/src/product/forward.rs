@@ -1,10 +1,11 @@
 //! The product, and where asked a sample of it and its divergence.
 
-use super::fuse::{bounded_exp, bounded_square, by_count, divergence, fuse, load, store};
+use super::fuse::{bounded_exp, bounded_square, by_count, divergence, fuse};
 use super::{Noise, WIDE, WORK, normaliser, rows_of_a_task};
 use crate::experts::{Checked, Present};
 use crate::{Experts, noise};
 use sensorium_core::error::check_len;
+use sensorium_core::isa::part::{load, store};
 use sensorium_core::threads::{Disjoint, for_each};
 use sensorium_core::{Error, Float, Kernel, Result, Simd};
 use std::ops::Range;

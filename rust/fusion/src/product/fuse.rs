@@ -4,29 +4,9 @@
 //! the other, and the schedulers of a Zen 4 do not see far enough to begin the next. Two at a time do not.
 
 use crate::experts::Present;
+use sensorium_core::isa::part::load;
 use sensorium_core::math::exp_nonpositive;
 use sensorium_core::{Float, Simd};
-use std::slice::{from_raw_parts, from_raw_parts_mut};
-
-/// The vector at `x`, or its first `n` lanes and zeros.
-///
-/// # Safety
-/// `x` holds them.
-#[inline(always)]
-pub(super) unsafe fn load<T: Float, S: Simd<T>, const FULL: bool>(s: S, x: *const T, n: usize) -> S::V {
-    // SAFETY: as the caller vouches.
-    unsafe { if FULL { s.load_ptr(x) } else { s.load_head(from_raw_parts(x, n), T::ZERO) } }
-}
-
-/// Writes the vector to `x`, or its first `n` lanes.
-///
-/// # Safety
-/// `x` has room for them.
-#[inline(always)]
-pub(super) unsafe fn store<T: Float, S: Simd<T>, const FULL: bool>(s: S, x: *mut T, n: usize, v: S::V) {
-    // SAFETY: as the caller vouches.
-    unsafe { if FULL { s.store_ptr(x, v) } else { s.store_head(from_raw_parts_mut(x, n), v) } }
-}
 
 /// `e^x`, of arguments up to a bound alone, so that sums of results stay finite; results below the normal numbers are 0.
 #[inline(always)]

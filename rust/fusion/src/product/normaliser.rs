@@ -10,8 +10,9 @@
 //! others is lost by rounding, and times its precision it is what counts: so it is the sum over the others of their share
 //! times their distance, `M` exponentials an expert. This is a separate pass over a row, slower than the product.
 
-use super::fuse::{bounded_exp, fuse, load, store};
+use super::fuse::{bounded_exp, fuse};
 use crate::experts::Present;
+use sensorium_core::isa::part::{load, store};
 use sensorium_core::math::{exp, softplus};
 use sensorium_core::{Float, MAX_LANES, Simd};
 

@@ -15,34 +15,14 @@
 
 use super::plan::Piece;
 use super::{Backward, Dims, Job, activate, descend, earlier};
+use sensorium_core::isa::part::{load, store};
 use sensorium_core::threads::Disjoint;
 use sensorium_core::{Float, Simd};
-use std::slice::{from_raw_parts, from_raw_parts_mut};
 
 /// Rows of a tile.
 const TILE: usize = 4;
 /// Rows that a tile of at most four taps reads.
 const SEEN: usize = TILE + 3;
-
-/// The vector at `x`, or its first `n` lanes where it is not `FULL`.
-///
-/// # Safety
-/// `x` is readable for those lanes.
-#[inline(always)]
-pub(super) unsafe fn load<T: Float, S: Simd<T>, const FULL: bool>(s: S, x: *const T, n: usize) -> S::V {
-    // SAFETY: as the caller vouches.
-    unsafe { if FULL { s.load_ptr(x) } else { s.load_head(from_raw_parts(x, n), T::ZERO) } }
-}
-
-/// Writes a vector, or its first `n` lanes where it is not `FULL`.
-///
-/// # Safety
-/// `x` is writable for those lanes.
-#[inline(always)]
-pub(super) unsafe fn store<T: Float, S: Simd<T>, const FULL: bool>(s: S, x: *mut T, n: usize, v: S::V) {
-    // SAFETY: as the caller vouches.
-    unsafe { if FULL { s.store_ptr(x, v) } else { s.store_head(from_raw_parts_mut(x, n), v) } }
-}
 
 /// Inputs of a piece by row, those before its sequence included.
 pub(super) struct Source<'a, T> {

@@ -1,8 +1,9 @@
 //! Filters of more than four taps over tokens as rows of channels: a vector of channels at a time.
 
-use super::across::{Source, load, store};
+use super::across::Source;
 use super::plan::Piece;
 use super::{Backward, Dims, Job, activate, descend};
+use sensorium_core::isa::part::{load, store};
 use sensorium_core::threads::Disjoint;
 use sensorium_core::{Float, MAX_LANES, Simd};
 

@@ -10,6 +10,7 @@ use super::scratch::{Scratch, Shared};
 use super::tile::{Half, Operands, Product, Start};
 use super::{Dims, Inputs, states_len};
 use crate::Sequences;
+use sensorium_core::isa::part::{load_first, store_first};
 use sensorium_core::math::sigmoid;
 use sensorium_core::{Float, Kernel, MAX_LANES, Result, Simd, error::check_len, error::product, threads};
 
@@ -399,45 +400,13 @@ impl<T: Float> Walk<'_, T> {
                         value = s.mul_add(s.load_ptr(d), s.load_ptr(x), value);
                     }
                     if !gate.data.is_null() {
-                        let z = load_part(s, gate.data.add(i * gate.stride + j), n);
+                        let z = load_first(s, gate.data.add(i * gate.stride + j), n);
                         value = s.mul(value, s.mul(z, sigmoid(s, z)));
                     }
-                    store_part(s, to.add(j), value, n);
+                    store_first(s, to.add(j), n, value);
                     j += S::LANES;
                 }
             }
-        }
-    }
-}
-
-/// The first `n` lanes from memory, zeros after them.
-///
-/// # Safety
-/// `n` elements are readable.
-#[inline(always)]
-pub(super) unsafe fn load_part<T: Float, S: Simd<T>>(s: S, from: *const T, n: usize) -> S::V {
-    // SAFETY: as the caller vouches.
-    unsafe {
-        if n == S::LANES {
-            s.load_ptr(from)
-        } else {
-            s.load_head(std::slice::from_raw_parts(from, n), T::ZERO)
-        }
-    }
-}
-
-/// Writes the first `n` lanes.
-///
-/// # Safety
-/// `n` elements are writable.
-#[inline(always)]
-pub(super) unsafe fn store_part<T: Float, S: Simd<T>>(s: S, to: *mut T, value: S::V, n: usize) {
-    // SAFETY: as the caller vouches.
-    unsafe {
-        if n == S::LANES {
-            s.store_ptr(to, value);
-        } else {
-            s.store_head(std::slice::from_raw_parts_mut(to, n), value);
         }
     }
 }

@@ -3,10 +3,11 @@
 //! The cost is the memory's: `P S` numbers a head are read and written for six operations each. Four rows of a state
 //! share what is loaded of `B` and `C`; the sums across lanes of a whole vector of channels are taken together.
 
-use super::forward::{load_part, skip_factors, store_part};
+use super::forward::skip_factors;
 use super::rows::padded;
 use super::scratch::{Scratch, Shared};
 use super::{Dims, Steps};
+use sensorium_core::isa::part::{load_first, store_first};
 use sensorium_core::math::{exp, sigmoid, softplus};
 use sensorium_core::{Error, Float, Kernel, MAX_LANES, Result, Simd};
 use sensorium_core::{error::check_len, error::product, threads};
@@ -135,13 +136,13 @@ impl<T: Float> Kernel<T> for Update<'_, T> {
                 }
                 let mut value = s.reduce_sums(sums);
                 if token.skip.is_some() {
-                    value = s.mul_add(s.load_ptr(skip.add(p)), load_part(s, x.add(p), n), value);
+                    value = s.mul_add(s.load_ptr(skip.add(p)), load_first(s, x.add(p), n), value);
                 }
                 if let Some(gate) = token.gate {
-                    let z = load_part(s, gate.as_ptr().add(task * width + p), n);
+                    let z = load_first(s, gate.as_ptr().add(task * width + p), n);
                     value = s.mul(value, s.mul(z, sigmoid(s, z)));
                 }
-                store_part(s, self.y.add(p), value, n);
+                store_first(s, self.y.add(p), n, value);
                 p += S::LANES;
             }
         }
@@ -204,11 +205,11 @@ unsafe fn rows<T: Float, S: Simd<T>, const R: usize>(
         }
         if whole < size {
             let n = size - whole;
-            let (bv, cv) = (load_part(s, b.add(whole), n), load_part(s, c.add(whole), n));
+            let (bv, cv) = (load_first(s, b.add(whole), n), load_first(s, c.add(whole), n));
             for r in 0..R {
                 let at = state.add(r * size + whole);
-                let value = s.mul_add(decay, load_part(s, at, n), s.mul(inputs[r], bv));
-                store_part(s, at, value, n);
+                let value = s.mul_add(decay, load_first(s, at, n), s.mul(inputs[r], bv));
+                store_first(s, at, n, value);
                 sums[r] = s.mul_add(value, cv, sums[r]);
             }
         }

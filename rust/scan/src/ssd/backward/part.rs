@@ -4,11 +4,12 @@
 use super::super::Dims;
 use super::super::chunks::Chunk;
 use super::super::decay::Decays;
-use super::super::forward::{begin, load_part, matrix, scale_rows, skip_factors, store_part, turn_state};
+use super::super::forward::{begin, matrix, scale_rows, skip_factors, turn_state};
 use super::super::rows::{Matrix, pack, padded, transpose};
 use super::super::scratch::{Scratch, Shared};
 use super::super::tile::{Half, Operands, Product, Start};
 use super::Call;
+use sensorium_core::isa::part::{load_first, store_first};
 use sensorium_core::math::sigmoid;
 use sensorium_core::{Float, Kernel, MAX_LANES, Simd};
 
@@ -359,12 +360,12 @@ impl<T: Float> Part<'_, T> {
                     if call.inputs.skip.is_some() {
                         y = s.mul_add(skip, x, y);
                     }
-                    let dy = load_part(s, place.g.data.add(i * place.g.stride + p), n);
-                    let z = load_part(s, z.data.add(i * z.stride + p), n);
+                    let dy = load_first(s, place.g.data.add(i * place.g.stride + p), n);
+                    let z = load_first(s, z.data.add(i * z.stride + p), n);
                     let gate = sigmoid(s, z);
                     if let Some(to) = to {
                         let slope = s.mul(gate, s.mul_add(z, s.sub(one, gate), one));
-                        store_part(s, to.add(p), s.mul(s.mul(dy, y), slope), n);
+                        store_first(s, to.add(p), n, s.mul(s.mul(dy, y), slope));
                     }
                     s.store_ptr(buffers.g.add(i * wide + p), s.mul(dy, s.mul(z, gate)));
                     p += S::LANES;
@@ -448,12 +449,12 @@ impl<T: Float> Part<'_, T> {
                     let mut u = s.load_ptr(buffers.u.add(j * wide + p));
                     if n < S::LANES {
                         // What pads rows of `u` is of no channel.
-                        store_part(s, buffers.u.add(j * wide + p), u, n);
-                        u = load_part(s, buffers.u.add(j * wide + p), n);
+                        store_first(s, buffers.u.add(j * wide + p), n, u);
+                        u = load_first(s, buffers.u.add(j * wide + p), n);
                     }
                     direct = s.mul_add(xv, u, direct);
                     let dx = s.mul_add(s.load_ptr(buffers.skip.add(p)), gv, s.mul(dt, u));
-                    store_part(s, to.add(p), dx, n);
+                    store_first(s, to.add(p), n, dx);
                     let sums = buffers.sums.add(p);
                     s.store_ptr(sums, s.mul_add(gv, xv, s.load_ptr(sums)));
                     p += S::LANES;

@@ -1,11 +1,11 @@
 //! What the heads of a group give together: `dB` and `dC` of a chunk.
 
 use super::super::chunks::Chunk;
-use super::super::forward::{load_part, store_part};
 use super::super::rows::padded;
 use super::super::scratch::{Scratch, Shared};
 use super::super::tile::{Half, Operands, Product, Start};
 use super::Call;
+use sensorium_core::isa::part::{load_first, store_first};
 use sensorium_core::{Float, Kernel, Simd};
 
 /// A group of a row, and a chunk of the window in hand.
@@ -99,7 +99,7 @@ impl<T: Float> Share<'_, T> {
             while j < dims.state {
                 let n = S::LANES.min(dims.state - j);
                 // SAFETY: as the caller vouches.
-                unsafe { store_part(s, to.add(j), load_part(s, rows.add(i * deep + j), n), n) };
+                unsafe { store_first(s, to.add(j), n, load_first(s, rows.add(i * deep + j), n)) };
                 j += S::LANES;
             }
         }
