@@ -31,6 +31,22 @@ impl<'py, T: Element> Input<'py, T> {
     }
 }
 
+/// [`Input`], where there is an array.
+pub(crate) fn optional<'py, T: Element>(
+    name: &str,
+    array: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Option<Input<'py, T>>> {
+    array.map(|array| Input::new(name, array)).transpose()
+}
+
+/// [`InOut`], where there is an array.
+pub(crate) fn writable<'py, T: Element>(
+    name: &str,
+    array: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Option<InOut<'py, T>>> {
+    array.map(|array| InOut::new(name, array)).transpose()
+}
+
 /// A contiguous array to update in place.
 pub(crate) struct InOut<'py, T: Element>(PyReadwriteArrayDyn<'py, T>);
 

@@ -1,6 +1,6 @@
 //! Causal convolutions across the boundary.
 
-use crate::array::{InOut, Input, Output, by_dtype};
+use crate::array::{InOut, Input, Output, by_dtype, optional};
 use crate::door::{self, ArgumentError, DTypeError, ShapeError};
 use crate::packing::sequences;
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
@@ -67,10 +67,6 @@ fn dims(shape: [usize; 3], taps: usize, channels_last: bool) -> Dims {
     Dims { batch, width, length, taps, channels_last }
 }
 
-pub(crate) fn optional<'py, T: Element>(name: &str, array: &Maybe<'py>) -> PyResult<Option<Input<'py, T>>> {
-    array.as_ref().map(|a| Input::new(name, a)).transpose()
-}
-
 /// `(y, last_state)`; the latter is None unless asked for.
 #[pyfunction]
 pub(crate) fn causal_conv1d<'py>(
@@ -87,7 +83,7 @@ pub(crate) fn causal_conv1d<'py>(
 ) -> PyResult<(Array<'py>, Maybe<'py>)> {
     by_dtype!(&weight, T => {
         let (x, weight) = (Strided::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let (bias, initial) = (optional::<T>("bias", &bias)?, optional::<T>("initial_state", &initial)?);
+        let (bias, initial) = (optional::<T>("bias", bias.as_ref())?, optional::<T>("initial_state", initial.as_ref())?);
         let dims = dims(x.shape, weight.shape()[1], channels_last);
         let sequences = sequences(dims.batch, dims.length, seq_idx.as_ref(), cu_seqlens.as_ref())?;
         let mut y = Output::<T>::new(py, &x.shape);
@@ -124,8 +120,8 @@ pub(crate) fn causal_conv1d_backward<'py>(
     by_dtype!(&weight, T => {
         let grad = Input::<T>::new("grad_out", &grad)?;
         let (x, weight) = (Strided::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let (bias, initial) = (optional::<T>("bias", &bias)?, optional::<T>("initial_state", &initial)?);
-        let grad_last = optional::<T>("grad_last_state", &grad_last)?;
+        let (bias, initial) = (optional::<T>("bias", bias.as_ref())?, optional::<T>("initial_state", initial.as_ref())?);
+        let grad_last = optional::<T>("grad_last_state", grad_last.as_ref())?;
         let dims = dims(x.shape, weight.shape()[1], channels_last);
         let sequences = sequences(dims.batch, dims.length, seq_idx.as_ref(), cu_seqlens.as_ref())?;
         let (mut dx, mut dweight) =
@@ -164,7 +160,7 @@ pub(crate) fn causal_conv1d_update<'py>(
 ) -> PyResult<Array<'py>> {
     by_dtype!(&weight, T => {
         let (x, weight) = (Input::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let (bias, mut state) = (optional::<T>("bias", &bias)?, InOut::<T>::new("state", &state)?);
+        let (bias, mut state) = (optional::<T>("bias", bias.as_ref())?, InOut::<T>::new("state", &state)?);
         let mut y = Output::<T>::new(py, x.shape());
         let [batch, width] = [x.shape()[0], x.shape()[1]];
         let dims = Dims { batch, width, length: 1, taps: weight.shape()[1], channels_last: false };

@@ -1,6 +1,6 @@
 //! Bindings of `sensorium-fit`.
 
-use crate::array::{Input, Output};
+use crate::array::{Input, Output, optional};
 use crate::door::{self, ArgumentError};
 use pyo3::prelude::*;
 use sensorium_core::error;
@@ -11,8 +11,7 @@ type Solved<'py> = (Array<'py>, Array<'py>, Array<'py>, Array<'py>, Array<'py>);
 
 /// Indices of rows; none where nothing is given.
 fn rows(name: &str, array: Option<&Array<'_>>) -> PyResult<Vec<usize>> {
-    let Some(array) = array else { return Ok(Vec::new()) };
-    let array = Input::<i64>::new(name, array)?;
+    let Some(array) = optional::<i64>(name, array)? else { return Ok(Vec::new()) };
     array
         .as_slice()
         .iter()
@@ -27,12 +26,6 @@ fn named(law: &str) -> PyResult<Family> {
         let known: Vec<_> = LAWS.iter().map(|law| law.0).collect();
         ArgumentError::new_err(format!("law must be one of {}, not {law:?}", known.join(", ")))
     })
-}
-
-/// Names of the laws, with the numbers of their parameters and features.
-#[pyfunction]
-pub(crate) fn fit_laws() -> Vec<(&'static str, usize, usize)> {
-    LAWS.iter().map(|law| (law.0, law.2, law.3)).collect()
 }
 
 /// Solves all problems: parameters, objectives, gradients, second derivatives and steps (negative where the end is

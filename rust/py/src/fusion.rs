@@ -1,7 +1,6 @@
 //! Gaussian experts across the boundary.
 
-use crate::array::{InOut, Input, by_dtype};
-use crate::conv::optional;
+use crate::array::{InOut, Input, by_dtype, optional, writable};
 use crate::door::{self, ArgumentError, DTypeError, ShapeError};
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -79,7 +78,7 @@ impl<'py, T: Element> Borrowed<'py, T> {
             None => None,
         };
         let (mu, logvar) = (matrices("mu", mu)?, matrices("logvar", logvar)?);
-        let (mask, weights) = (optional("mask", mask)?, optional("weights", weights)?);
+        let (mask, weights) = (optional("mask", mask.as_ref())?, optional("weights", weights.as_ref())?);
         Ok(Self { mu, logvar, mask, weights, standard: *standard, prior })
     }
 
@@ -109,12 +108,12 @@ impl<'py, T: Element> Borrowed<'py, T> {
     }
 }
 
-fn noise<'a, T: Element>(given: Option<&'a Matrix<'_, T>>, seed: Option<u64>) -> Option<Noise<'a, T>> {
+/// The noise that is given, else that of a seed.
+pub(crate) fn noise_of<'a, T: Element>(
+    given: Option<&'a Matrix<'_, T>>,
+    seed: Option<u64>,
+) -> Option<Noise<'a, T>> {
     given.map(|matrix| Noise::Given(matrix.rows())).or_else(|| seed.map(Noise::Drawn))
-}
-
-fn writable<'py, T: Element>(name: &str, array: &Maybe<'py>) -> PyResult<Option<InOut<'py, T>>> {
-    array.as_ref().map(|array| InOut::new(name, array)).transpose()
 }
 
 /// Writes mean, logarithm of the variance, sample, divergence and logarithm of the normaliser, those that there are arrays for.
@@ -132,11 +131,11 @@ pub(crate) fn fuse<'py>(
     by_dtype!(first, T => {
         let borrowed = Borrowed::<T>::new(&mu, &logvar, &how)?;
         let given = noise.as_ref().map(|array| Matrix::<T>::new("noise", array)).transpose()?;
-        let mut mean = writable::<T>("mean", &results.0)?;
-        let mut logvar = writable::<T>("logvar", &results.1)?;
-        let (mut z, mut kl) = (writable::<T>("z", &results.2)?, writable::<T>("kl", &results.3)?);
-        let mut log_normaliser = writable::<T>("log_normaliser", &results.4)?;
-        let noise = self::noise(given.as_ref(), seed);
+        let mut mean = writable::<T>("mean", results.0.as_ref())?;
+        let mut logvar = writable::<T>("logvar", results.1.as_ref())?;
+        let (mut z, mut kl) = (writable::<T>("z", results.2.as_ref())?, writable::<T>("kl", results.3.as_ref())?);
+        let mut log_normaliser = writable::<T>("log_normaliser", results.4.as_ref())?;
+        let noise = noise_of(given.as_ref(), seed);
         borrowed.with(|experts| {
             let results = Results {
                 mean: mean.as_mut().map(InOut::as_slice_mut),
@@ -166,15 +165,15 @@ pub(crate) fn fuse_backward<'py>(
     by_dtype!(first, T => {
         let borrowed = Borrowed::<T>::new(&mu, &logvar, &how)?;
         let given = noise.as_ref().map(|array| Matrix::<T>::new("noise", array)).transpose()?;
-        let mean = optional::<T>("grad_mean", &grads.0)?;
-        let logvar = optional::<T>("grad_logvar", &grads.1)?;
-        let (z, kl) = (optional::<T>("grad_z", &grads.2)?, optional::<T>("grad_kl", &grads.3)?);
-        let log_normaliser = optional::<T>("grad_log_normaliser", &grads.4)?;
+        let mean = optional::<T>("grad_mean", grads.0.as_ref())?;
+        let logvar = optional::<T>("grad_logvar", grads.1.as_ref())?;
+        let (z, kl) = (optional::<T>("grad_z", grads.2.as_ref())?, optional::<T>("grad_kl", grads.3.as_ref())?);
+        let log_normaliser = optional::<T>("grad_log_normaliser", grads.4.as_ref())?;
         let (mut dmu, mut dlogvar) =
             (InOut::<T>::new("dmu", &wanted.0)?, InOut::<T>::new("dlogvar", &wanted.1)?);
-        let mut weights = writable::<T>("dweights", &wanted.2)?;
-        let mut prior = writable::<T>("dprior", &wanted.3)?;
-        let noise = self::noise(given.as_ref(), seed);
+        let mut weights = writable::<T>("dweights", wanted.2.as_ref())?;
+        let mut prior = writable::<T>("dprior", wanted.3.as_ref())?;
+        let noise = noise_of(given.as_ref(), seed);
         borrowed.with(|experts| {
             let grads = Gradients {
                 mean: mean.as_ref().map(Input::as_slice),

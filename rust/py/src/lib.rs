@@ -35,7 +35,7 @@ mod _core {
     use super::decode::attention_decode;
     use super::door;
     #[pymodule_export]
-    use super::fit::{fit, fit_laws, fit_predict};
+    use super::fit::{fit, fit_predict};
     #[pymodule_export]
     use super::fusion::{fuse, fuse_backward, normal_numbers};
     #[pymodule_export]

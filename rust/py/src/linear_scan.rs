@@ -1,7 +1,6 @@
 //! Gated linear scans across the boundary.
 
-use crate::array::{Input, Output, by_dtype};
-use crate::conv::optional;
+use crate::array::{Input, Output, by_dtype, optional};
 use crate::door;
 use crate::packing::sequences;
 use pyo3::prelude::*;
@@ -32,7 +31,7 @@ pub(crate) fn linear_scan<'py>(
 ) -> PyResult<(Array<'py>, Maybe<'py>)> {
     by_dtype!(&x, T => {
         let (a, x) = (Input::<T>::new("a", &a)?, Input::<T>::new("x", &x)?);
-        let initial = optional::<T>("initial_state", &initial)?;
+        let initial = optional::<T>("initial_state", initial.as_ref())?;
         let dims = dims(x.shape(), channels_last, reverse);
         let sequences = sequences(dims.batch, dims.length, seq_idx.as_ref(), cu_seqlens.as_ref())?;
         let mut h = Output::<T>::new(py, x.shape());
@@ -62,7 +61,7 @@ pub(crate) fn linear_scan_backward<'py>(
         let (grad, a, h) =
             (Input::<T>::new("grad_out", &grad)?, Input::<T>::new("a", &a)?, Input::<T>::new("h", &h)?);
         let (initial, grad_last) =
-            (optional::<T>("initial_state", &initial)?, optional::<T>("grad_last_state", &grad_last)?);
+            (optional::<T>("initial_state", initial.as_ref())?, optional::<T>("grad_last_state", grad_last.as_ref())?);
         let dims = dims(h.shape(), channels_last, reverse);
         let sequences = sequences(dims.batch, dims.length, seq_idx.as_ref(), cu_seqlens.as_ref())?;
         let (mut da, mut dx) = (Output::<T>::new(py, h.shape()), Output::<T>::new(py, h.shape()));

@@ -1,6 +1,6 @@
 //! Bindings of `sensorium-nn`. The Python layer has checked shapes; kernels check lengths again.
 
-use crate::array::{InOut, Input, Output, by_dtype};
+use crate::array::{InOut, Input, Output, by_dtype, optional};
 use crate::door;
 use crate::tensor::{Held, by_storage};
 use numpy::Element;
@@ -20,10 +20,6 @@ fn rows_of(shape: &[usize]) -> (usize, usize) {
 
 fn outer(shape: &[usize]) -> &[usize] {
     &shape[..shape.len().saturating_sub(1)]
-}
-
-fn optional<'py, T: Element>(name: &str, array: &Maybe<'py>) -> PyResult<Option<Input<'py, T>>> {
-    array.as_ref().map(|a| Input::new(name, a)).transpose()
 }
 
 fn activation_of(name: &str) -> PyResult<Activation> {
@@ -49,7 +45,7 @@ pub(crate) fn norm<'py>(
 ) -> PyResult<(Array<'py>, Maybe<'py>, Array<'py>)> {
     by_dtype!(&x, T => {
         let (x, weight) = (Input::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let bias = optional::<T>("bias", &bias)?;
+        let bias = optional::<T>("bias", bias.as_ref())?;
         let mut y = Output::<T>::new(py, x.shape());
         let mut mean = centred.then(|| Output::<T>::new(py, outer(x.shape())));
         let mut rstd = Output::<T>::new(py, outer(x.shape()));
@@ -80,8 +76,8 @@ pub(crate) fn norm_backward<'py>(
     by_dtype!(&x, T => {
         let grad = Input::<T>::new("grad", &grad)?;
         let (x, weight) = (Input::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let (mean, rstd) = (optional::<T>("mean", &mean)?, Input::<T>::new("rstd", &rstd)?);
-        let residual = optional::<T>("residual", &residual)?;
+        let (mean, rstd) = (optional::<T>("mean", mean.as_ref())?, Input::<T>::new("rstd", &rstd)?);
+        let residual = optional::<T>("residual", residual.as_ref())?;
         let mut dx = Output::<T>::new(py, x.shape());
         let mut dweight = Output::<T>::new(py, weight.shape());
         let mut dbias = has_bias.then(|| Output::<T>::new(py, weight.shape()));
@@ -216,7 +212,7 @@ where
 {
     type Of<E> = <E as Storage>::Float;
     let (x, weight) = (Input::<Of<E>>::new("x", &x)?, Input::<E::Element>::new("weight", &weight)?);
-    let (bias, residual) = (optional("bias", &bias)?, optional("residual", &residual)?);
+    let (bias, residual) = (optional("bias", bias.as_ref())?, optional("residual", residual.as_ref())?);
     let (m, k) = rows_of(x.shape());
     let n = weight.shape()[usize::from(!transposed)];
     let shape = [outer(x.shape()), &[n]].concat();
@@ -248,7 +244,7 @@ pub(crate) fn linear_backward<'py>(
     by_dtype!(&x, T => {
         let grad = Input::<T>::new("grad", &grad)?;
         let (x, weight) = (Input::<T>::new("x", &x)?, Input::<T>::new("weight", &weight)?);
-        let below = optional::<T>("below", &below)?;
+        let below = optional::<T>("below", below.as_ref())?;
         let (m, k) = rows_of(x.shape());
         let n = weight.shape()[1];
         let mut dx = Output::<T>::new(py, x.shape());
@@ -273,7 +269,7 @@ pub(crate) fn cross_entropy<'py>(
 ) -> PyResult<(f64, Array<'py>)> {
     by_dtype!(&logits, T => {
         let logits = Input::<T>::new("logits", &logits)?;
-        let (targets, weights) = (Input::<i64>::new("targets", &targets)?, optional::<T>("weights", &weights)?);
+        let (targets, weights) = (Input::<i64>::new("targets", &targets)?, optional::<T>("weights", weights.as_ref())?);
         let (rows, k) = rows_of(logits.shape());
         let mut lse = Output::<T>::new(py, outer(logits.shape()));
         let (xs, ts, es) = (logits.as_slice(), targets.as_slice(), lse.as_slice_mut());
@@ -295,7 +291,7 @@ pub(crate) fn cross_entropy_backward<'py>(
 ) -> PyResult<Array<'py>> {
     by_dtype!(&logits, T => {
         let logits = Input::<T>::new("logits", &logits)?;
-        let (targets, weights) = (Input::<i64>::new("targets", &targets)?, optional::<T>("weights", &weights)?);
+        let (targets, weights) = (Input::<i64>::new("targets", &targets)?, optional::<T>("weights", weights.as_ref())?);
         let lse = Input::<T>::new("lse", &lse)?;
         let (rows, k) = rows_of(logits.shape());
         let mut dlogits = Output::<T>::new(py, logits.shape());

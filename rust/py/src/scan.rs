@@ -1,6 +1,6 @@
 //! The selective scan across the boundary. The Python layer has checked shapes; kernels check them again.
 
-use crate::array::{InOut, Input, Output, by_dtype};
+use crate::array::{InOut, Input, Output, by_dtype, optional};
 use crate::door::{self, ArgumentError, ShapeError};
 use crate::packing::sequences;
 use crate::tensor::borrow;
@@ -149,10 +149,6 @@ struct Arguments<'py, T: Element> {
     sequences: Sequences,
 }
 
-fn optional<'py, T: Element>(name: &str, array: &Maybe<'py>) -> PyResult<Option<Input<'py, T>>> {
-    array.as_ref().map(|a| Input::new(name, a)).transpose()
-}
-
 /// `u, delta, A, B, C`, then `D, z, delta_bias, initial_state`, then `seq_idx, cu_seqlens`, then whether `delta` goes
 /// through a softplus, and whether channels come last.
 type Given<'py> = ([Array<'py>; 5], [Maybe<'py>; 4], [Maybe<'py>; 2], (bool, bool));
@@ -167,11 +163,11 @@ impl<'py, T: Element + Float> Arguments<'py, T> {
             a: Input::new("A", a)?,
             b: Coefficient::new("B", b, *last)?,
             c: Coefficient::new("C", c, *last)?,
-            d: optional("D", d)?,
+            d: optional("D", d.as_ref())?,
             z: z.as_ref().map(|z| Tokens::new("z", z, *last)).transpose()?,
-            delta_bias: optional("delta_bias", delta_bias)?,
+            delta_bias: optional("delta_bias", delta_bias.as_ref())?,
             softplus: *softplus,
-            initial: optional("initial_state", initial)?,
+            initial: optional("initial_state", initial.as_ref())?,
             sequences,
             u,
         })
@@ -275,8 +271,8 @@ pub(crate) fn selective_scan_backward<'py>(
         let arguments = Arguments::<T>::new(&given)?;
         let last = given.3.1;
         let grad = Tokens::<T>::new("grad_out", grad, last)?;
-        let grad_last = optional::<T>("grad_last_state", &grad_last)?;
-        let checkpoints = optional::<T>("checkpoints", &checkpoints)?;
+        let grad_last = optional::<T>("grad_last_state", grad_last.as_ref())?;
+        let checkpoints = optional::<T>("checkpoints", checkpoints.as_ref())?;
         let (dims, inputs) = (arguments.dims(), arguments.inputs());
         let [mut u, mut delta, mut a, mut b, mut c] = [
             shaped_like::<T>("u", &given.0[0])?,
@@ -325,8 +321,8 @@ pub(crate) fn selective_state_update<'py>(
         let (x, delta, a) = (Input::<T>::new("x", x)?, Input::<T>::new("dt", delta)?, Input::<T>::new("A", a)?);
         let (b, c) = (Input::<T>::new("B", b)?, Input::<T>::new("C", c)?);
         let [d, z, delta_bias] = &optionals;
-        let (d, z) = (optional::<T>("D", d)?, optional::<T>("z", z)?);
-        let delta_bias = optional::<T>("dt_bias", delta_bias)?;
+        let (d, z) = (optional::<T>("D", d.as_ref())?, optional::<T>("z", z.as_ref())?);
+        let delta_bias = optional::<T>("dt_bias", delta_bias.as_ref())?;
         let mut state = InOut::<T>::new("state", state)?;
         let &[batch, channels] = x.shape() else {
             return Err(ShapeError::new_err("x must have two dimensions, (B, D)"));

@@ -3,7 +3,7 @@
 //! A tree is behind a lock. Whoever holds it calls nothing of Python's, and waits for nobody: a call of a few walks
 //! keeps the interpreter, a longer one lets it go first.
 
-use crate::array::Input;
+use crate::array::{Input, optional};
 use crate::door::{self, ArgumentError, MemoryLimitError, SensoriumError};
 use numpy::{Element, PyArray1};
 use pyo3::prelude::*;
@@ -46,10 +46,6 @@ fn array<'py, T: Element>(py: Python<'py>, of: &[T]) -> Array<'py> {
 
 fn ids(of: &[u32]) -> Vec<i64> {
     of.iter().map(|&id| i64::from(id)).collect()
-}
-
-fn optional<'py, T: Element>(name: &str, of: Option<&Array<'py>>) -> PyResult<Option<Input<'py, T>>> {
-    of.map(|array| Input::new(name, array)).transpose()
 }
 
 /// The policy of that name, and how children are added: `widening+` before the name of another, and two numbers more.

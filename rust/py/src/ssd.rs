@@ -1,6 +1,6 @@
 //! Bindings of structured state-space duality. The Python layer has checked shapes; kernels check lengths again.
 
-use crate::array::{InOut, Input, Output, by_dtype};
+use crate::array::{InOut, Input, Output, by_dtype, optional, writable};
 use crate::door::{self, ArgumentError, ShapeError};
 use crate::packing::sequences;
 use crate::tensor::{borrow, measure};
@@ -20,10 +20,6 @@ type Options<'py> = (Maybe<'py>, Maybe<'py>, Maybe<'py>, Maybe<'py>);
 type StepRow = (bool, f64, f64);
 /// `seq_idx`, `cu_seqlens`, the chunk's size.
 type Packing<'py> = (Maybe<'py>, Maybe<'py>, usize);
-
-fn optional<'py, T: Element>(name: &str, array: Option<&Array<'py>>) -> PyResult<Option<Input<'py, T>>> {
-    array.map(|a| Input::new(name, a)).transpose()
-}
 
 /// A borrowed array `(B, L, heads, width)` with rows anywhere.
 struct Tensor<'py, T: Element> {
@@ -150,7 +146,7 @@ pub(crate) fn ssd_forward<'py>(
         let sequences = sequences(dims.batch, dims.length, packing.0.as_ref(), packing.1.as_ref())?;
         let chunk = packing.2;
         let mut out = InOut::<T>::new("out", &out)?;
-        let mut last = last.as_ref().map(|last| InOut::<T>::new("final_states", last)).transpose()?;
+        let mut last = writable::<T>("final_states", last.as_ref())?;
         let kept = keep.then(|| ssd::checkpoints(dims, &sequences, chunk)).transpose();
         let mut kept = kept.map_err(door::translate)?.map(|n| Output::<T>::new(py, &[n]));
         let inputs = given.inputs()?;

@@ -1,8 +1,8 @@
 //! Mixtures of products of Gaussian experts across the boundary.
 
-use crate::array::{InOut, Input, by_dtype};
+use crate::array::{InOut, Input, by_dtype, optional, writable};
 use crate::door::{self, ArgumentError};
-use crate::fusion::{Borrowed, How, Matrix};
+use crate::fusion::{Borrowed, How, Matrix, noise_of};
 use pyo3::prelude::*;
 use sensorium_fusion::product::Noise;
 use sensorium_fusion::subsets::{Draw, Grads, Subsets};
@@ -14,11 +14,7 @@ fn drawn<'a, T: numpy::Element>(
     given: Option<&'a Matrix<'_, T>>,
     seed: Option<u64>,
 ) -> PyResult<Noise<'a, T>> {
-    match (given, seed) {
-        (Some(matrix), _) => Ok(Noise::Given(matrix.rows())),
-        (None, Some(seed)) => Ok(Noise::Drawn(seed)),
-        (None, None) => Err(ArgumentError::new_err("noise or rng must be given")),
-    }
+    noise_of(given, seed).ok_or_else(|| ArgumentError::new_err("noise or rng must be given"))
 }
 
 /// Numbers of the subsets that count, or none for all, and of the one that each row's sample is drawn from.
@@ -29,8 +25,7 @@ struct Chosen<'py> {
 
 impl<'py> Chosen<'py> {
     fn new((subsets, chosen): &(Maybe<'py>, Array<'py>)) -> PyResult<Self> {
-        let subsets = subsets.as_ref().map(|array| Input::new("subsets", array)).transpose()?;
-        Ok(Self { subsets, chosen: Input::new("component", chosen)? })
+        Ok(Self { subsets: optional("subsets", subsets.as_ref())?, chosen: Input::new("component", chosen)? })
     }
 }
 
@@ -84,8 +79,8 @@ pub(crate) fn mixture_of_products_backward<'py>(
         let (of_z, of_kl) = (Input::<T>::new("grad_z", &grads.0)?, Input::<T>::new("grad_kl", &grads.1)?);
         let (mut dmu, mut dlogvar) =
             (InOut::<T>::new("dmu", &wanted.0)?, InOut::<T>::new("dlogvar", &wanted.1)?);
-        let mut weights = wanted.2.as_ref().map(|out| InOut::<T>::new("dweights", out)).transpose()?;
-        let mut prior = wanted.3.as_ref().map(|out| InOut::<T>::new("dprior", out)).transpose()?;
+        let mut weights = writable::<T>("dweights", wanted.2.as_ref())?;
+        let mut prior = writable::<T>("dprior", wanted.3.as_ref())?;
         let (of_z, of_kl) = (of_z.as_slice(), of_kl.as_slice());
         let (dmu, dlogvar) = (dmu.as_slice_mut(), dlogvar.as_slice_mut());
         let weights = weights.as_mut().map(InOut::as_slice_mut);

@@ -1,6 +1,6 @@
 //! Test-time-training layers across the boundary.
 
-use crate::array::{InOut, Input, Output, by_dtype};
+use crate::array::{InOut, Input, Output, by_dtype, optional};
 use crate::door::{self, ArgumentError};
 use crate::tensor::{borrow, measure};
 use numpy::{Element, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
@@ -114,7 +114,7 @@ impl<'py, T: Element> Borrowed<'py, T> {
             eta: Input::new("eta", &call.eta)?,
             weights: inputs("W", &call.weights)?,
             norm: [Input::new("norm_weight", &call.norm_weight)?, Input::new("norm_bias", &call.norm_bias)?],
-            token_scale: call.token_scale.as_ref().map(|a| Input::new("token_scale", a)).transpose()?,
+            token_scale: optional("token_scale", call.token_scale.as_ref())?,
             initial,
         })
     }
@@ -203,7 +203,7 @@ pub(crate) fn ttt_backward<'py>(
             }
             None => None,
         };
-        let checkpoints = checkpoints.map(|c| Input::<T>::new("checkpoints", &c)).transpose()?;
+        let checkpoints = optional::<T>("checkpoints", checkpoints.as_ref())?;
         let mut rows = [
             RowsMut::<T>::new("dq", &grads[0])?,
             RowsMut::<T>::new("dk", &grads[1])?,
